@@ -1,1 +1,1 @@
-"""Checkpoints in the formats of others."""
+"""Conversion of checkpoints from and to the formats of other projects."""

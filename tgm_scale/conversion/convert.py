@@ -1,4 +1,4 @@
-"""Writing weights in the formats of others: atomically, and only what was loaded back and gave our outputs."""
+"""Writing of weights in other formats: atomically, and only if the output, loaded back, reproduces our outputs."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from tgm_scale.runtime.files import check_folder, naming, readable_as_its_folder
 from tgm_scale.runtime.tensors import save_tensors
 
 _TORCH, _SAFETENSORS = (".pth", ".pt", ".bin", ".ckpt"), (".safetensors",)
-TOLERANCE = 1e-3  # of the largest output; wrong heads are further off, two norms' eps in transformers is 1e-5 of it
+TOLERANCE = 1e-3  # of the largest output; wrong heads exceed it, transformers' eps in two norms is 1e-5 of it
 
 
 class Target(NamedTuple):
-    """A format to write: the kinds it holds, how it is written and run, the layer of ours that it has no place for."""
+    """A format to write: the kinds it holds, how it is written and run, and the layer of ours that it omits."""
 
     kinds: tuple[ModelKind, ...]
     write: Callable[[Weights, Path], None]
     outputs: Callable[[Path, Weights], Tensor]
     omits: str | None = None
-    suffixes: tuple[str, ...] = ()  # that its file may have; none: a folder
-    own: bool = False  # ours, which alone knows interpolated positions and decoders with cross-attention
+    suffixes: tuple[str, ...] = ()  # allowed for its file; none: a folder
+    own: bool = False  # ours: it alone holds interpolated positions and decoders with cross-attention
 
 
 class Conversion(NamedTuple):
-    """What a conversion did."""
+    """Result of a conversion."""
 
-    written: Weights  # what the output holds, in our terms
-    left_out: list[str]  # our tensors that the format has no place for
+    written: Weights  # content of the output, under our names
+    left_out: list[str]  # our tensors that the format cannot hold
     difference: float  # largest absolute difference of outputs on the fixed clip, loaded back against ours
     largest: float  # largest absolute output
 
 
 def _write_safetensors(weights: Weights, file: Path) -> None:
-    """Everything: all tensors, with our metadata as one entry (safetensors reorders several)."""
+    """Write all tensors, with our metadata as one entry (safetensors reorders several)."""
     save_tensors(weights.state, file, {OWN_ENTRY: json.dumps(weights.metadata())})
 
 
@@ -54,8 +54,8 @@ def _read_outputs(path: Path, _: Weights) -> Tensor:
 
 
 def _write_videomae(weights: Weights, file: Path) -> None:
-    """The state dict under `model`, as VideoMAE's scripts expect it: our names are theirs. Our metadata next to it."""
-    stream = io.BytesIO()  # torch writes a file's name into it; and of a full disk it tells nothing
+    """Write the state dict under `model`, as VideoMAE's scripts expect it, and our metadata. Names are equal."""
+    stream = io.BytesIO()  # torch.save to a file stores its name, and does not report a full disk
     torch.save({"model": weights.state, OWN_ENTRY: weights.metadata()}, stream)
     file.write_bytes(stream.getbuffer())
 
@@ -72,15 +72,15 @@ TARGETS = {
 
 
 class ConversionFailed(RuntimeError):
-    """A model that cannot be run, or whose outputs are not those of what was read."""
+    """A model that cannot be run, or whose outputs differ from those of its source."""
 
 
 def convert(source: Weights, output: str | Path, target: str, classes: int | None = None) -> Conversion:
     """Write `source` as `target` (a key of TARGETS) to a new path, load it back and compare its outputs with ours.
 
-    classes: put a fresh head of so many classes on the encoder. Nothing is left at `output` where anything fails.
-    Raises ValueError where the format cannot hold these weights or the path is not new; ConversionFailed where
-    what was written does not give our outputs."""
+    classes: put a fresh head of so many classes on the encoder. Nothing is left at `output` if anything fails. Raises
+    ValueError if the format cannot hold these weights or the path exists; ConversionFailed if the written weights do
+    not reproduce our outputs."""
     path, chosen = Path(output), TARGETS[target]
     _refuse_taken(path)
     if said := too_long(path):
@@ -147,7 +147,7 @@ def _left_out(source: Weights, written: Weights, target: Target) -> list[str]:
 
 
 def _subject(source: Weights, target: str, kinds: tuple[ModelKind, ...], classes: int | None) -> Weights:
-    """The part of `source` that the format holds. Raises ValueError where there is none, with the way out."""
+    """Return the part of `source` that the format holds. Raises ValueError with a remedy if there is none."""
     if classes is not None:
         if source.kind == "classifier" or "classifier" not in kinds:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The known formats: each is recognised by keys that it must have, and translated into our keys."""
+"""Known formats: each is recognised by its required keys and translated into our keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ State = dict[str, Tensor]
 
 
 class Translation(NamedTuple):
-    """Tensors under our names, and what was left behind on the way."""
+    """Tensors under our names, with notes on tensors left behind."""
 
     kind: ModelKind
     state: State
@@ -26,7 +26,7 @@ class Translation(NamedTuple):
 
 
 class Format(NamedTuple):
-    """A format: its name, the names that it must have, and the way to ours (tensors, lossy, tubelet)."""
+    """A format: its name, its required tensor names, and its translation into ours (tensors, lossy, tubelet)."""
 
     name: str
     required: frozenset[str]
@@ -34,7 +34,7 @@ class Format(NamedTuple):
 
 
 def detect(state: State) -> Format:
-    """The format whose required names are all there. Raises ValueError that says what each would want."""
+    """Return the format whose required names are all present. Raises ValueError that lists what each format lacks."""
     if cosine := [name for name in state if name.endswith("attn.scale")]:
         raise ValueError(f"cosine attention ({cosine[0]}): attention here is the plain one, nothing exact comes of it")
     for known in FORMATS:
@@ -55,7 +55,7 @@ def _huggingface(kind: ModelKind, state: State, lossy: bool, _: int) -> Translat
 
 
 def _huggingface_model(state: State, lossy: bool, _: int) -> Translation:
-    """A VideoMAEModel, with or without a norm after its blocks (`use_mean_pooling` false or true)."""
+    """Translate a VideoMAEModel, with or without a norm after its blocks (`use_mean_pooling` false or true)."""
     named = {name if name.startswith("videomae.") else f"videomae.{name}": value for name, value in state.items()}
     if "videomae.layernorm.weight" in named:
         return Translation("encoder", huggingface.to_ours(named, "encoder"), [])
@@ -66,7 +66,7 @@ def _huggingface_model(state: State, lossy: bool, _: int) -> Translation:
 
 
 def _first_token(state: State, lossy: bool, _: int) -> Translation:
-    """A VideoMAEForVideoClassification of `use_mean_pooling` false: it classifies by the first token alone."""
+    """Translate a VideoMAEForVideoClassification that classifies by the first token (`use_mean_pooling` false)."""
     head = [name for name in state if name.startswith("classifier.")]
     if not lossy:
         raise ValueError(
@@ -78,11 +78,11 @@ def _first_token(state: State, lossy: bool, _: int) -> Translation:
 
 
 def _mae_st(state: State, lossy: bool, _: int) -> Translation:
-    """Its videos were normalised by a mean of 0.45 and a deviation of 0.225 (mae_st, util/kinetics.py; PySlowFast)."""
+    """Translate mae_st, whose videos have mean 0.45 and deviation 0.225 (mae_st, util/kinetics.py; PySlowFast)."""
     kernel, bias = (f"patch_embed.proj.{name}" for name in ("weight", "bias"))
     notes: list[str] = []
     weight = state.get(kernel)
-    if bias in state and weight is not None and weight.ndim == 5 and weight.shape[1] == 3:  # others are named below
+    if bias in state and weight is not None and weight.ndim == 5 and weight.shape[1] == 3:  # others are refused below
         state, notes = for_imagenet(state, kernel, PixelStatistics((0.45,) * 3, (0.225,) * 3))
     found = _blocks(state, lossy)
     return found._replace(notes=[*notes, *found.notes])
@@ -103,7 +103,7 @@ def _image_vit(state: State, lossy: bool, tubelet: int) -> Translation:
 
 
 def _lose(names: list[str], lossy: bool) -> list[str]:
-    """A line on what has no place here. Raises ValueError where that was not agreed to."""
+    """Return a note on the tensors that are lost. Raises ValueError if the user has not agreed (`lossy`)."""
     if not names:
         return []
     groups = sorted({name.split(".")[0] for name in names})

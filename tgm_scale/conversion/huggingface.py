@@ -1,7 +1,7 @@
-"""Our weights as `transformers.VideoMAEForPreTraining` and `VideoMAEForVideoClassification` read them, and back.
+"""Conversion to and from `transformers.VideoMAEForPreTraining` and `VideoMAEForVideoClassification`.
 
-Maps are pure functions from dictionary to dictionary over key maps. Heads cannot be told from weights (a wrong
-count loads without complaint and shifts the outputs), so they go through the configuration.
+Maps are pure functions from dictionary to dictionary over key maps. Heads do not follow from weights (a wrong number
+loads without complaint and shifts the outputs), so they are taken from the configuration.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _OUTSIDE = {
     "patch_embed.proj": "videomae.embeddings.patch_embeddings.projection",
     "head": "classifier",
 }  # encoder_to_decoder, mask_token, decoder.norm, decoder.head and fc_norm have the same names
-_VIDEOMAE_2 = "VideoMAEv2"  # begins the model_type of the folders that bring VideoMAE V2's own code
-_VERSION_4 = {"query.bias": "q_bias", "value.bias": "v_bias"}  # transformers 4 has these names, published files too
+_VIDEOMAE_2 = "VideoMAEv2"  # model_type prefix of folders with VideoMAE V2's own code
+_VERSION_4 = {"query.bias": "q_bias", "value.bias": "v_bias"}  # names in transformers 4, and in published files
 
 
 def names(kind: ModelKind, depth: int, decoder_depth: int = 0, head: bool = True) -> KeyMap:
-    """Our name -> the names in transformers 5 whose tensors, concatenated along the first axis, are ours."""
+    """Return our name -> the names in transformers 5 whose tensors, concatenated along the first axis, are ours."""
     return {name: _theirs(kind, name) for name in key_maps.own_names(kind, depth, decoder_depth, head)}
 
 
@@ -65,17 +65,17 @@ def _theirs(kind: ModelKind, name: str) -> tuple[str, ...]:
 
 
 def to_huggingface(weights: Weights) -> dict[str, Tensor]:
-    """A pretraining model's or classifier's weights under the names of transformers 5.
+    """Return the weights of a pretraining model or classifier under the names of transformers 5.
 
-    Raises ValueError naming all missing and all unknown keys."""
+    Raises ValueError that lists all missing and all unknown keys."""
     key_map = names(weights.kind, weights.size.depth, weights.size.decoder_depth, head=weights.classes > 0)
     return key_maps.from_own_keys(weights.state, key_map, "weights for transformers")
 
 
 def to_ours(state: Mapping[str, Tensor], kind: ModelKind) -> dict[str, Tensor]:
-    """The inverse of `to_huggingface`; takes the names of transformers 5 and those of 4 for query and value biases.
+    """Invert `to_huggingface`; accepts the names of transformers 5 and those of 4 for query and value biases.
 
-    Raises ValueError naming all missing and all unknown keys."""
+    Raises ValueError that lists all missing and all unknown keys."""
     renamed = {}
     for name, value in state.items():
         for new, old in _VERSION_4.items():
@@ -88,7 +88,7 @@ def to_ours(state: Mapping[str, Tensor], kind: ModelKind) -> dict[str, Tensor]:
 
 
 def shape_settings(size: ModelSize, frames: int, image_size: int) -> dict[str, Any]:
-    """A model's shape in the words of VideoMAEConfig, the encoder's and the clips'."""
+    """Return the shape of encoder and clips as fields of VideoMAEConfig."""
     return {
         "image_size": image_size,
         "patch_size": size.patch,
@@ -102,7 +102,7 @@ def shape_settings(size: ModelSize, frames: int, image_size: int) -> dict[str, A
 
 
 def decoder_settings(size: ModelSize) -> dict[str, Any]:
-    """And the decoder's."""
+    """Return the shape of the decoder as fields of VideoMAEConfig."""
     return {
         "decoder_hidden_size": size.decoder_width,
         "decoder_num_hidden_layers": size.decoder_depth,
@@ -112,7 +112,7 @@ def decoder_settings(size: ModelSize) -> dict[str, Any]:
 
 
 def configuration(weights: Weights) -> VideoMAEConfig:
-    """The transformers configuration of a model: eps 1e-6 where their default is 1e-12.
+    """Return the transformers configuration of a model; eps is 1e-6, where their default is 1e-12.
 
     A pretraining model keeps the encoder's final norm; a classifier normalises the mean token."""
     prepare_torchvision()
@@ -120,7 +120,7 @@ def configuration(weights: Weights) -> VideoMAEConfig:
 
     settings: dict[str, Any] = {OWN_ENTRY: _own_facts(weights)}
     if weights.kind == "pretraining":
-        # targets that are normalised by the clip are not known to transformers, with or without this
+        # transformers cannot normalise targets by the clip, with or without this
         by_patch = ((weights.config or {}).get("objective") or {}).get("normalise_by", "patch") == "patch"
         settings |= decoder_settings(weights.size) | {"norm_pix_loss": by_patch}
     elif weights.labels:
@@ -138,9 +138,9 @@ def configuration(weights: Weights) -> VideoMAEConfig:
 
 
 def read_metadata(folder: Path, names: Collection[str]) -> ModelMetadata:
-    """What a transformers folder's config.json says. names: of its tensors.
+    """Return the metadata of a transformers folder's config.json. names: of its tensors.
 
-    Raises ValueError where it is not a VideoMAE as ours."""
+    Raises ValueError if the model is not a VideoMAE that ours can hold."""
     prepare_torchvision()
     from transformers import VideoMAEConfig
 
@@ -157,7 +157,7 @@ def read_metadata(folder: Path, names: Collection[str]) -> ModelMetadata:
 
 
 def _own_facts(weights: Weights) -> dict[str, Any]:
-    """What our readers need and transformers has no field for; no paths of the run."""
+    """Return facts that our readers need and transformers has no field for; no paths of the run."""
     config = weights.config or {}
     fields = {
         "objective": ("normalise_by",),
@@ -172,11 +172,13 @@ def _own_facts(weights: Weights) -> dict[str, Any]:
 
 
 def write(weights: Weights, folder: Path) -> None:
-    """A folder that `from_pretrained` loads: config.json, model.safetensors (float32), preprocessor_config.json with
-    the ImageNet statistics of training (their default is 0.5). Raises ValueError as `to_huggingface` does."""
+    """Write a folder for `from_pretrained`: config.json, model.safetensors (float32), preprocessor_config.json.
+
+    The latter has the ImageNet statistics of training (their default is 0.5). Raises ValueError as `to_huggingface`
+    does."""
     config = configuration(weights)
-    kind = model_class(weights.kind)  # before: what transformers makes while it is imported must not be without values
-    with torch.device("meta"):  # no first values: all are given
+    kind = model_class(weights.kind)  # first: what transformers creates while imported must not be on "meta"
+    with torch.device("meta"):  # without initialisation: all weights are given
         model = kind(config)
     model.load_state_dict(to_huggingface(weights), assign=True)
     with writing(folder):
@@ -193,10 +195,10 @@ def write(weights: Weights, folder: Path) -> None:
 
 @torch.no_grad()
 def outputs(folder: Path, weights: Weights) -> Tensor:
-    """What transformers computes for the fixed clip with the folder's model: their counterpart of `weights.outputs`.
+    """Compute the fixed clip's outputs by transformers with the folder's model; the counterpart of `weights.outputs`.
 
-    transformers fixes eps 1e-5 in two norms (the decoder's last, the classifier's) where VideoMAE has 1e-6, so
-    differences of 1e-6 to 1e-5 are to be expected."""
+    transformers fixes eps 1e-5 in two norms (the decoder's last, the classifier's) while VideoMAE has 1e-6, so
+    differences of 1e-6 to 1e-5 are expected."""
     theirs = model_class(weights.kind).from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
     pixels_BTCHW = (fixed_clip(weights).transpose(1, 2) / 255 - mean) / std

@@ -1,10 +1,10 @@
-"""What is read of a transformers folder's config.json, and what must be as in our model.
+"""Reading and checks of a transformers folder's config.json.
 
-Of the fields of VideoMAEConfig, the heads, the clips and the classes' names are read; `hidden_act`, `num_channels`,
-`qv_bias` and the norms' eps are refused where they are others than ours, and `num_hidden_layers` and
-`use_mean_pooling` where the tensors say otherwise, as transformers then leaves tensors out. The rest changes nothing
-here: widths, patch and tubelet are the tensors' own (transformers loads no others), dropout and `initializer_range`
-are of training, `norm_pix_loss` is of the loss.
+Of VideoMAEConfig, the heads, the clips and the classes' names are read; `hidden_act`, `num_channels`, `qv_bias` and
+the norms' eps are refused if they differ from ours, and `num_hidden_layers` and `use_mean_pooling` if the tensors
+contradict them, as transformers then leaves tensors out. Other fields change nothing here: widths, patch and tubelet
+follow from the tensors (transformers loads no others), dropout and `initializer_range` concern training,
+`norm_pix_loss` the loss.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tgm_scale.conversion.key_maps import Count, Frames, ModelMetadata, RunConfi
 from tgm_scale.conversion.weights import OWN_ENTRY
 from tgm_scale.runtime.mistakes import first_error
 
-# 1e-12 (transformers' default), 1e-6 (ours) and 1e-5 (torch's) give outputs 1e-5 apart; 0.1 gives others, by 0.2
+# 1e-12 (transformers' default), 1e-6 (ours) and 1e-5 (torch's) give outputs 1e-5 apart; 0.1 shifts them by 0.2
 _Eps = Annotated[float, Field(ge=0, le=1e-5, allow_inf_nan=False, strict=True)]
 
 
@@ -31,7 +31,7 @@ class _VideoMAE(BaseModel):
     num_attention_heads: Count
     decoder_num_attention_heads: Count
     num_frames: Frames
-    image_size: Side  # a pair is of clips that are not square
+    image_size: Side  # a pair would mean clips that are not square
     id2label: dict[str, str | int | float] | None
     num_hidden_layers: Count
     decoder_num_hidden_layers: Count
@@ -40,7 +40,7 @@ class _VideoMAE(BaseModel):
     num_channels: Literal[3]
     layer_norm_eps: _Eps
     qv_bias: Literal[True]
-    qkv_bias: Literal[True] = True  # an earlier name of qv_bias, which goes before it
+    qkv_bias: Literal[True] = True  # an earlier name of qv_bias, which takes precedence
     tgm_scale: _Own | None = None
 
 
@@ -64,9 +64,10 @@ _Kind = TypeVar("_Kind", bound=BaseModel)
 
 
 def metadata_of_videomae(settings: Mapping[str, Any], names: Collection[str]) -> ModelMetadata:
-    """What a VideoMAE's configuration says. settings: with transformers' defaults; names: of the folder's tensors.
+    """Return the metadata of a VideoMAE configuration.
 
-    Raises ValueError that names the field."""
+    settings: completed by transformers' defaults; names: of the folder's tensors. Raises ValueError that names the
+    field."""
     found = _checked(_VideoMAE, settings)
     _check_depth("num_hidden_layers", found.num_hidden_layers, r"encoder\.layer", names)
     _check_depth("decoder_num_hidden_layers", found.decoder_num_hidden_layers, "decoder_layers", names)
@@ -92,7 +93,7 @@ def metadata_of_videomae(settings: Mapping[str, Any], names: Collection[str]) ->
 
 
 def metadata_of_videomae_2(settings: Mapping[str, Any], names: Collection[str]) -> ModelMetadata:
-    """What the configuration of a folder of VideoMAE V2's own code says, as `metadata_of_videomae`."""
+    """Return the metadata of a folder of VideoMAE V2's own code; as `metadata_of_videomae`."""
     found = _checked(_VideoMAE2, settings).settings or _Settings()
     if found.depth is not None:
         _check_depth("depth", found.depth, "blocks", names)

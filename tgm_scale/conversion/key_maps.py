@@ -1,9 +1,9 @@
-"""The keys of our modules' state dicts, how keys of other formats are mapped to them and back; the size of a model.
+"""Keys of our modules' state dicts, maps between them and keys of other formats, and the size of a model.
 
 A key map gives for each of our keys the keys of the other format whose tensors, concatenated along the first axis, are
-ours. A size comes from the weights' shapes, and its heads from metadata: a wrong count of heads loads without
-complaint and shifts the outputs, so it comes from a configuration, from the user, or from the published family, and is
-refused where none of them knows.
+ours. A size follows from the weights' shapes, its heads from metadata: a wrong number of heads loads without complaint
+and shifts the outputs, so it comes from a configuration, from the user, or from the published family, and is refused
+if none of them states it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tgm_scale.runtime.mistakes import first_error
 ModelKind = Literal["pretraining", "classifier", "encoder"]
 KeyMap = dict[str, tuple[str, ...]]
 
-EXTRAS = ("projection.weight", "log_scale")  # what a run has in addition to VideoMAE's weights
-# begin the names of what a run learned beside its model: by its terms, and of a learned mask (planning/module.py)
+EXTRAS = ("projection.weight", "log_scale")  # what a run has beyond VideoMAE's weights
+# name prefixes of what a run learned besides its model: in its terms, and in a learned mask (planning/module.py)
 TERMS, MASKS = "terms.", "masks."
 BLOCK = (
     *("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.q_bias", "attn.v_bias", "attn.proj.weight"),
@@ -58,8 +58,9 @@ def blocks_prefix(kind: ModelKind) -> str:
 def own_names(
     kind: ModelKind, depth: int, decoder_depth: int = 0, head: bool = True, cross: bool = False
 ) -> list[str]:
-    """The weights of a module of ours, without the extras of a run; a classifier may lack its head, and a decoder may
-    be one with cross-attention."""
+    """Return the weight names of one of our modules, without the extras of a run.
+
+    head: whether a classifier has one; cross: whether a decoder has cross-attention."""
     outside = [name for name in _OUTSIDE_OF_BLOCKS[kind] if head or not name.startswith("head.")]
     stacks: list[tuple[str, int, tuple[str, ...]]] = [(blocks_prefix(kind), depth, BLOCK)]
     if kind == "pretraining":
@@ -70,27 +71,28 @@ def own_names(
 
 
 def is_cross(names: Iterable[str]) -> bool:
-    """Whether the decoder is one with cross-attention: told by the names that only such a one has."""
+    """Return whether the decoder has cross-attention, recognised by names that only such a decoder has."""
     return any(
         name in _CONTEXT_NORM or (name.startswith("decoder.blocks.") and name.endswith(_CROSS)) for name in names
     )
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
-    """How many blocks `prefix.0`, `prefix.1` ... there are; at least one, so that a lost first one is listed."""
+    """Return the number of blocks `prefix.0`, `prefix.1` ...; at least one, so that a missing first one is
+    reported."""
     numbers = [int(found[1]) for name in names if (found := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))]
     return 1 + max(numbers, default=0)
 
 
 def check_names(found: Iterable[str], wanted: Iterable[str], what: str) -> None:
-    """Raises ValueError that lists every missing and every unknown name."""
+    """Raise ValueError that lists every missing and every unknown name."""
     missing, unknown = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or unknown:
         raise ValueError(f"{what}: missing {missing or 'none'}, unknown {unknown or 'none'}; nothing was converted")
 
 
 def to_own_keys(state: Mapping[str, Tensor], key_map: KeyMap, what: str) -> dict[str, Tensor]:
-    """Their tensors under our names. Raises ValueError as `check_names` does."""
+    """Return their tensors under our names. Raises ValueError as `check_names` does."""
     check_names(state, [other for others in key_map.values() for other in others], what)
     return {
         name: state[others[0]] if len(others) == 1 else torch.cat([state[other] for other in others])
@@ -99,7 +101,7 @@ def to_own_keys(state: Mapping[str, Tensor], key_map: KeyMap, what: str) -> dict
 
 
 def from_own_keys(state: Mapping[str, Tensor], key_map: KeyMap, what: str) -> dict[str, Tensor]:
-    """Our tensors under their names: the inverse of `to_own_keys`. Raises ValueError as `check_names` does."""
+    """Return our tensors under their names, the inverse of `to_own_keys`. Raises ValueError as `check_names` does."""
     check_names(state, key_map, what)
     return {
         other: part
@@ -108,7 +110,7 @@ def from_own_keys(state: Mapping[str, Tensor], key_map: KeyMap, what: str) -> di
     }
 
 
-FRAMES, IMAGE_SIZE = 16, 224  # of every published VideoMAE model; positions are computed, so a file does not say
+FRAMES, IMAGE_SIZE = 16, 224  # in every published VideoMAE model; positions are computed, so files do not state it
 
 _HEADS = {(size.width, size.depth, size.mlp): size.heads for size in SIZES.values()}
 _DECODER_HEADS = {(size.decoder_width, size.decoder_mlp): size.decoder_heads for size in SIZES.values()}
@@ -136,7 +138,7 @@ class _Data(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """A run's configuration, as far as its weights cannot be read without: every section is one, or null."""
+    """A run's configuration, as far as reading its weights needs it: every section is an object or null."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, _Section]
@@ -144,7 +146,7 @@ class RunConfig(BaseModel):
 
 
 class Facts(BaseModel):
-    """What this project writes with its weights, and what of it others' files say, as far as it is read here."""
+    """Metadata that this project writes with its weights, and the part of it in other files that is read here."""
 
     model: _Heads = _Heads()
     frames: Frames | None = None
@@ -156,7 +158,7 @@ class Facts(BaseModel):
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a file or a user states about a model in addition to its tensors; None where unknown."""
+    """Facts that a file or a user states about a model in addition to its tensors; None if unknown."""
 
     heads: int | None = None
     decoder_heads: int | None = None
@@ -168,9 +170,9 @@ class ModelMetadata:
 
     @classmethod
     def from_metadata(cls, facts: Mapping[str, Any]) -> ModelMetadata:
-        """From what this project writes with its weights (a checkpoint's manifest, a file's `tgm_scale` entry).
+        """Parse the metadata written with our weights (a checkpoint's manifest, a file's `tgm_scale` entry).
 
-        Raises ValueError that names the entry of another form."""
+        Raises ValueError that names the malformed entry."""
         try:
             found = Facts.model_validate(dict(facts))
         except ValidationError as error:
@@ -181,7 +183,7 @@ class ModelMetadata:
         return cls(heads, decoder_heads, found.frames, found.image_size, labels, config, found.positions)
 
     def over(self, other: ModelMetadata) -> tuple[ModelMetadata, list[str]]:
-        """This laid over `other`, and a line for each value that differs."""
+        """Return this with gaps filled from `other`, and a note for each value that differs."""
         values, notes = {}, []
         for name in (field.name for field in fields(self)):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -192,9 +194,9 @@ class ModelMetadata:
 
 
 def size_of(kind: ModelKind, state: Mapping[str, Tensor], stated: ModelMetadata) -> tuple[ModelSize, list[str]]:
-    """The size of a complete set of our weights, and remarks on its heads.
+    """Return the size of a complete set of our weights, and notes on its heads.
 
-    Raises ValueError where heads are neither stated nor those of a published size, or do not divide the width."""
+    Raises ValueError if heads are neither stated nor those of a published size, or do not divide the width."""
     prefix = "" if kind == "classifier" else "encoder."
     kernel = state[f"{prefix}patch_embed.proj.weight"].shape
     if len(kernel) != 5 or kernel[1] != 3 or kernel[3] != kernel[4]:

@@ -1,13 +1,16 @@
-"""mae_st (Feichtenhofer et al. 2022) and its released files, which PySlowFast wrote: the encoder; and image ViTs as
-timm and MAE (He et al. 2022) name them.
+"""Key maps for encoders of mae_st and for image ViTs.
 
-Both name the encoder the same way, with q, k and v as separate layers. A k bias adds one number to all scores of a
-query, to which softmax is invariant: leaving it out is exact. What has no place here is left out and named: the class
-token, the learned positions, and the decoder (its output is one frame of two, its `decoder_embed` has a bias).
+mae_st is of Feichtenhofer et al. 2022, its released files were written by PySlowFast; image ViTs are named as in timm
+and MAE (He et al. 2022).
 
-Beside the k bias an image ViT's names are those of mae_st with q, k and v in one layer. Its Conv2d patch embedding is
+mae_st and its files name the encoder the same way, with q, k and v as separate layers. A k bias adds one number to all
+scores of a query, to which softmax is invariant: leaving it out is exact. Tensors that this model lacks are left out
+and listed: the class token, the learned positions, and the decoder (its output is one frame of two, its
+`decoder_embed` has a bias).
+
+Apart from the k bias, an image ViT has the names of mae_st with q, k and v in one layer. Its Conv2d patch embedding is
 repeated over the tubelet's frames and divided by their number (Carreira and Zisserman 2017, section 2.2): on a still
-clip it gives what the image model gives.
+clip its output is that of the image model.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor
 from tgm_scale.conversion.key_maps import KeyMap, count_blocks, own_names
 
 LEARNED = ("cls_token", "pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class")
-ELSEWHERE = ("decoder_", "dec_pos_embed", "pred_head.", "mask_token", "head.")  # decoders of both, and finetuned heads
+ELSEWHERE = ("decoder_", "dec_pos_embed", "pred_head.", "mask_token", "head.")  # decoders of both, finetuned heads
 
 _PARTS = {
     "attn.qkv.weight": ("attn.q.weight", "attn.k.weight", "attn.v.weight"),
@@ -29,7 +32,7 @@ _PARTS = {
 
 
 def key_map(state: Mapping[str, Tensor]) -> KeyMap:
-    """Our encoder's names -> theirs."""
+    """Return the map from our encoder's names to theirs."""
     names = {}
     for name in own_names("encoder", count_blocks(state, "blocks")):
         theirs = name.removeprefix("encoder.")
@@ -40,7 +43,7 @@ def key_map(state: Mapping[str, Tensor]) -> KeyMap:
 
 
 def to_video(state: Mapping[str, Tensor], tubelet: int) -> dict[str, Tensor]:
-    """An image ViT's tensors, inflated and under mae_st's names. Raises ValueError for another patch embedding."""
+    """Return an image ViT's tensors, inflated, under mae_st's names. Raises ValueError for another patch embedding."""
     made: dict[str, Tensor] = {}
     for name, value in state.items():
         before, layer, part = name.rpartition("attn.qkv.")

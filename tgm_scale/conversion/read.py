@@ -1,4 +1,4 @@
-"""Reading any checkpoint of the field into our names: for conversion, for a run's start, for evaluation."""
+"""Reading of any supported checkpoint into our names, for conversion, for a run's start and for evaluation."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads", "decoder_m
 def read(
     path: str | Path, stated: ModelMetadata | None = None, lossy: bool = False, tubelet: int = 2, raw: bool = False
 ) -> Weights:
-    """The weights at `path`, of whatever format, checked name by name and shape by shape.
+    """Read the weights at `path`, in any supported format, checked name by name and shape by shape.
 
-    stated: what the user says of the model; goes before what the file says. lossy: convert even where something (a
-    class token, learned positions) has no place here. tubelet: frames to inflate an image ViT over. raw: the
-    weights as trained where the averaged ones (EMA), which are those that were tested, are there, too.
+    stated: metadata given by the user; takes precedence over the file's. lossy: convert even if tensors (a class
+    token, learned positions) must be dropped. tubelet: frames to inflate an image ViT over. raw: take the weights as
+    trained if averaged ones (EMA), which the run's test used, exist, too.
     Raises ValueError that names the path, what was found and what was wanted."""
     opened = open_weights(path, raw)
     try:
@@ -39,8 +39,10 @@ def read(
 
 
 class TrainedOn(NamedTuple):
-    """How clips of a training were taken: frames of whole clips (data.sampling=segments), or else `stride` apart
-    (None: not known); and whether they were standardised."""
+    """Sampling of a training's clips.
+
+    whole_clips: frames of whole clips (data.sampling=segments); otherwise they are `stride` apart (None: unknown).
+    standardised: whether clips were standardised."""
 
     whole_clips: bool
     stride: int | None
@@ -52,7 +54,7 @@ class TrainedOn(NamedTuple):
         return cls(whole_clips, None if whole_clips else stride, standardise)
 
     def unlike(self, sampling: str, stride: int, standardise: bool) -> list[str]:
-        """Warnings of what a run with these keys of `data` reads otherwise."""
+        """Return warnings about clips that a run with these keys of `data` samples differently."""
         notes = []
         if sampling == "dense" and self.whole_clips:
             notes.append(
@@ -74,8 +76,10 @@ class TrainedOn(NamedTuple):
 
 
 class Initial(NamedTuple):
-    """Weights to start a run from, under the names of its checkpoints, what reading them did, frames and side of the
-    clips whose positions they know, how these clips were taken, and what the first values of their training were."""
+    """Weights to start a run from, under the names of its checkpoints.
+
+    report: notes from reading them; clip: frames and side of the clips that positions stem from; clips: how these
+    clips were sampled; initialisation: of their training."""
 
     weights: dict[str, Tensor]
     report: list[str]
@@ -84,7 +88,7 @@ class Initial(NamedTuple):
     initialisation: str | None  # None: not known
 
     def begun_otherwise(self, initialisation: str) -> list[str]:
-        """A warning where the run's `model.initialisation` is another: it changes nothing of these weights."""
+        """Return a warning if the run's `model.initialisation` differs: it does not affect these weights."""
         if self.initialisation in (None, initialisation):
             return []
         return [
@@ -94,10 +98,10 @@ class Initial(NamedTuple):
 
 
 def read_initial(origin: str, size: ModelSize) -> Initial:
-    """What `train.init_from` names, for a run of this size: any path that `read` takes.
+    """Read the weights of `train.init_from` for a run of this size, from any path that `read` takes.
 
-    A foreign encoder without a decoder, or with one of another shape, gives the encoder alone; what the run has in
-    addition to `weights` is initialised. Raises ValueError where the encoder is of another size, heads included."""
+    A foreign encoder without a decoder, or with one of another shape, gives the encoder alone; the run initialises
+    what `weights` lacks. Raises ValueError if the encoder has another size, heads included."""
     try:
         found = read(origin, lossy=True, tubelet=size.tubelet)
     except ValueError as mistake:
@@ -129,7 +133,7 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
 
 
 def size_in_keys(found: ModelSize) -> str:
-    """The keys that make a run of this encoder's size; "" where no packaged size has it."""
+    """Return the keys that give a run this encoder's size; "" if no packaged size matches."""
     fields = [field for field in _ENCODER_FIELDS if field not in ("patch", "tubelet")]
     for name, size in SIZES.items():
         if not _differences(found, size, tuple(fields)):
@@ -143,7 +147,7 @@ def _differing_tokens(found: ModelSize, size: ModelSize) -> list[str]:
 
 
 def encoder_differences(found: ModelSize, wanted: ModelSize) -> list[str]:
-    """The fields of an encoder that are others, with both values."""
+    """Return the encoder fields that differ, with both values."""
     return _differences(found, wanted, _ENCODER_FIELDS)
 
 

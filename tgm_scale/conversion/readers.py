@@ -1,6 +1,6 @@
-"""Readers: from a path to a state dict. What a file is, is recognised by its contents, never by its name.
+"""Readers from a path to a state dict. A file's type is recognised by its contents, never by its name.
 
-Nothing is unpickled but tensors, plain containers and argparse's Namespace (VideoMAE stores its arguments in one).
+Only tensors, plain containers and argparse's Namespace are unpickled (VideoMAE stores its arguments in one).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from tgm_scale.runtime.tensors import load_with_metadata, weights_of
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "net.")  # of DDP, torch.compile, wrappers
 
 _STATE_KEYS = ("model", "module", "model_state", "state_dict")  # VideoMAE; DeepSpeed; PySlowFast; timm
-_AVERAGE_KEYS = ("state_dict_ema", "ema", "model_ema")  # timm; VideoMAE's finetuning, which tests `model` all the same
+_AVERAGE_KEYS = ("state_dict_ema", "ema", "model_ema")  # timm; VideoMAE's finetuning, which still tests `model`
 _UNTESTED = ("model_ema",)
 _DEEPSPEED_FILE = "mp_rank_*_model_states.pt"
 _HUGGINGFACE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class OpenedWeights(NamedTuple):
-    """The state dict at a path, and what the file says of the model."""
+    """The state dict at a path, and the metadata that the file states."""
 
     tensors: dict[str, Tensor]
     metadata: ModelMetadata
@@ -46,21 +46,21 @@ class OpenedWeights(NamedTuple):
 
 
 def open_weights(path: str | Path, raw: bool = False) -> OpenedWeights:
-    """The tensors at a path, prefixes stripped.
+    """Open the tensors at a path, without the prefixes of wrappers.
 
     A path is a run folder or a checkpoint folder of this project, a transformers folder, a DeepSpeed checkpoint's
-    folder, a safetensors file or a torch file. raw: of weights that lie there as trained and averaged (EMA), the
-    trained ones. Raises ValueError for anything else."""
+    folder, a safetensors file or a torch file. raw: take the weights as trained if averaged ones (EMA) exist, too.
+    Raises ValueError for anything else."""
     found = _open_folder(Path(path), raw) if Path(path).is_dir() else _open_file(Path(path), raw)
     tensors, notes = strip_prefixes(found.tensors)
     return OpenedWeights(tensors, found.metadata, [*found.notes, *notes])
 
 
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Names without the prefixes of wrappers, each taken off once at most, and a line for each that was there.
+    """Remove the prefixes of wrappers from the names, each at most once; return a note for each prefix removed.
 
-    `encoder.` is one where all names have it and a classifier's norm is among them: a pretraining's is no wrapper's.
-    Raises ValueError where two names become one."""
+    `encoder.` counts as one if all names have it and a classifier's norm is among them; a pretraining's is none.
+    Raises ValueError if two names become one."""
     stripped: dict[str, Tensor] = {}
     counts: Counter[str] = Counter()
     for name, value in tensors.items():
@@ -100,7 +100,7 @@ def _open_folder(folder: Path, raw: bool) -> OpenedWeights:
 
 
 def _open_own(reader: Reader, raw: bool) -> OpenedWeights:
-    """The weights that the run's test is of: the averaged ones where it averages, or else, or if `raw`, the others."""
+    """Open the weights that the run's test used: averaged ones if the run averages; with `raw`, those as trained."""
     notes, average = (
         [f"this project's checkpoint {reader.folder}, step {reader.progress.step}"],
         ema.averaged_file(reader),
@@ -119,7 +119,7 @@ def _open_own(reader: Reader, raw: bool) -> OpenedWeights:
         notes.append("the weights as they were trained, not the averaged ones that results.json is of")
     if weights is None:
         if launch.read(os.environ).rank == 0:
-            reader.verify()  # by one process: it reads every byte, moments too
+            reader.verify()  # in one process: it reads every byte, moments included
         weights = reader.weights()
     stated = ModelMetadata.from_metadata(reader.manifest)
     if HEAD_NORM in reader.manifest:
@@ -134,7 +134,7 @@ def _open_own(reader: Reader, raw: bool) -> OpenedWeights:
 
 
 def _by_module(names: list[str]) -> str:
-    """Sorted names, those of one term or mask told by their number."""
+    """Return the sorted names, grouped by module for a term or mask with several tensors."""
     groups = {part: [*of] for part, of in groupby(names, lambda name: ".".join(name.split(".")[:2]))}
     return ", ".join(of[0] if len(of) == 1 else f"{part}.* ({len(of)} tensors)" for part, of in groups.items())
 
@@ -197,7 +197,7 @@ def _open_torch(file: Path, raw: bool) -> OpenedWeights:
         [key for key in keys if isinstance(contents.get(key), Mapping) and contents[key]]
         for keys in (_STATE_KEYS, _AVERAGE_KEYS)
     )
-    # an average's settings, or a model's, are no state dict
+    # a mapping of settings, of an average or a model, is no state dict
     averages, there = ([key for key in keys if _of_tensors(contents[key])] for keys in (averages, mappings))
     tested = [key for key in averages if key not in _UNTESTED]
     key = next(iter([*([] if raw else tested), *there, *averages]), next(iter(mappings), None))
@@ -239,7 +239,7 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _of_arguments(file: Path, arguments: argparse.Namespace) -> ModelMetadata:
-    """Of VideoMAE's; those of timm have an input_size of another form, and say no frames."""
+    """Return metadata from VideoMAE's arguments; timm's have another form of input_size, and no frames."""
     names = {"frames": "num_frames", "image_size": "input_size"}
     given = {ours: getattr(arguments, theirs, None) for ours, theirs in names.items()}
     try:

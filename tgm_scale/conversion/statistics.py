@@ -1,4 +1,4 @@
-"""Models trained on pixels that were normalised by other statistics than ImageNet's: what is read here is for those.
+"""Conversion of models whose pixels were normalised by other statistics than ImageNet's.
 
 Shapes: D width, C channels, t, p, p of the patch embedding's kernel.
 """
@@ -17,17 +17,17 @@ from tgm_scale.runtime.outside.json_text import json_object
 
 _FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _TYPES = ("image_processor_type", "video_processor_type", "feature_extractor_type")
-_KERNELS = ("patch_embeddings.projection.weight", "patch_embed.proj.weight")  # VideoMAE's; VideoMAE V2's own code's
-_UNSAID = 0.5  # mean and deviation of transformers' VideoMAE processors where their file names none
+_KERNELS = ("patch_embeddings.projection.weight", "patch_embed.proj.weight")  # VideoMAE; VideoMAE V2's own code
+_UNSAID = 0.5  # default mean and deviation of transformers' VideoMAE processors
 _CLOSE = 1e-6
 
 
 def into_patch_embedding(tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """A transformers folder's weights for pixels normalised by ImageNet's statistics; a line where theirs differ.
+    """Return a transformers folder's weights for pixels normalised by ImageNet's statistics; a note if they differed.
 
     Its preprocessing is (x * factor - mean) / std, ours (x / 255 - mean') / std': one is linear in the other, channel
-    by channel, and so goes into weight and bias of the patch embedding, up to rounding. A folder without a file of
-    its preprocessing has ImageNet's. Raises ValueError for a deviation of 0, and what is not numbers."""
+    by channel, and so goes into weight and bias of the patch embedding, up to rounding. A folder without a
+    preprocessing file has ImageNet's. Raises ValueError for a deviation of 0, and for values that are not numbers."""
     settings = _said(folder)
     kernel = next((name for name in tensors if name.endswith(_KERNELS)), None)
     if settings is None or kernel is None or kernel.removesuffix("weight") + "bias" not in tensors:
@@ -38,7 +38,7 @@ def into_patch_embedding(tensors: Mapping[str, Tensor], folder: Path) -> tuple[d
 
 
 def of_own_run(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """The same for weights of this project, whose run's configuration says `data.mean` and `data.std`."""
+    """Return the same for this project's weights whose run configuration has `data.mean` and `data.std`."""
     data = config.get("data") or {}
     kernel = next((name for name in tensors if name.endswith(_KERNELS)), None)
     if kernel is None or not data.get("mean"):
@@ -49,7 +49,7 @@ def of_own_run(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tupl
 def for_imagenet(
     tensors: Mapping[str, Tensor], kernel: str, old: PixelStatistics
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors with the patch embedding restated, and a line where the statistics differ."""
+    """Return the tensors with the patch embedding restated for ImageNet's statistics, and a note if they differed."""
     apart = max(abs(x - y) for given, ours in zip(old, IMAGENET) for x, y in zip(given, ours))
     if apart < _CLOSE:
         return dict(tensors), []
@@ -60,12 +60,12 @@ def for_imagenet(
 
 
 def _linear(settings: dict[str, Any], folder: Path) -> tuple[float, Tensor, Tensor]:
-    """Factor, means and deviations of a preprocessing, with transformers' defaults where they are not given."""
+    """Return factor, means and deviations of a preprocessing, with transformers' defaults for missing ones."""
     kind = next((settings[key] for key in _TYPES if settings.get(key)), "VideoMAE")
     factor, mean, std = (settings.get(name) for name in ("rescale_factor", "image_mean", "image_std"))
     normal = settings.get("do_normalize", True)
     for name in ("do_normalize", "do_rescale"):
-        if not isinstance(settings.get(name, True), int | None):  # JSON's true and false are
+        if not isinstance(settings.get(name, True), int | None):  # JSON's true and false are int
             raise ValueError(f"{folder}: preprocessing: {name}: found {settings[name]!r}, wanted true or false")
     if normal and None in (mean, std) and not str(kind).startswith("VideoMAE"):
         raise ValueError(f"{folder}: preprocessing: {kind} without image_mean and image_std: write both into its file")
@@ -86,7 +86,7 @@ def _linear(settings: dict[str, Any], folder: Path) -> tuple[float, Tensor, Tens
 
 
 def _said(folder: Path) -> dict[str, Any] | None:
-    """The first preprocessing that the folder's files have."""
+    """Return the first preprocessing in the folder's files, None without any."""
     for file in (folder / name for name in _FILES):
         if not file.is_file():
             continue

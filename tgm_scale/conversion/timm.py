@@ -1,6 +1,6 @@
-"""Our transformer blocks under timm's names, for those who build on timm's `Block`.
+"""Our transformer blocks under timm's names, for code that builds on timm's `Block`.
 
-timm has no VideoMAE and no Conv3d patch embedding: no timm model loads the file as it is, and the file says so.
+timm has no VideoMAE and no Conv3d patch embedding: no timm model loads the file as it is, and the file states this.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ NOTE = (
 
 
 def to_timm(weights: Weights) -> dict[str, Tensor]:
-    """An encoder's or classifier's weights under timm's names: `qkv.bias` is q's, zeros for k, v's."""
+    """Return the weights of an encoder or classifier under timm's names; `qkv.bias` joins q's, zeros for k, and
+    v's."""
     made: dict[str, Tensor] = {}
     for name, value in weights.state.items():
         name = name.removeprefix("encoder.")
@@ -44,13 +45,14 @@ def _own(weights: Weights, name: str) -> str:
 
 
 def write(weights: Weights, file: Path) -> None:
-    """A safetensors file of `to_timm` with the note and our own metadata."""
+    """Write `to_timm` as a safetensors file with the note and our own metadata."""
     save_tensors(to_timm(weights), file, {OWN_ENTRY: json.dumps({"note": NOTE, **weights.metadata()})})
 
 
 @torch.no_grad()
 def outputs(file: Path, weights: Weights) -> Tensor:
-    """What timm's blocks, with the file's weights, compute for the fixed clip: as `weights.outputs`."""
+    """Compute the fixed clip's outputs by timm's blocks with the file's weights; the counterpart of
+    `weights.outputs`."""
     prepare_timm()
     from timm.models.vision_transformer import Block
 

@@ -1,4 +1,4 @@
-"""What every format is read into and written from: the tensors of one of our modules, with the module's size."""
+"""The common form of all formats: the tensors of one of our modules, with the module's size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VISIBLE_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Weights:
-    """A model under our own names. `size` has zeros for the decoder if there is none."""
+    """A model under our own names. The decoder fields of `size` are 0 if it has none."""
 
     kind: ModelKind
     state: dict[str, Tensor]  # float32 on the CPU, under our names
@@ -33,15 +33,15 @@ class Weights:
     image_size: int
     labels: tuple[str, ...] | None = None  # names of the classes
     config: dict[str, Any] | None = None  # configuration of the run they come from
-    notes: tuple[str, ...] = ()  # what reading them did
-    positions: tuple[int, int] | None = None  # frames and side of other clips, from which positions are interpolated
-    clip_known: bool = True  # else frames and image_size are those of the published models, as nobody says any
+    notes: tuple[str, ...] = ()  # notes from reading them
+    positions: tuple[int, int] | None = None  # clips (frames, side) whose positions are interpolated
+    clip_known: bool = True  # False: frames and image_size are assumed, as published models have them
 
     @classmethod
     def of(cls, kind: ModelKind, state: Mapping[str, Tensor], stated: ModelMetadata, notes: list[str]) -> Weights:
-        """Checked weights: every name and every shape is that of our module.
+        """Check weights: every name and every shape must be that of our module.
 
-        Raises ValueError that lists the missing, unknown, misshapen or not finite, or asks for the heads."""
+        Raises ValueError that lists missing, unknown, misshapen or non-finite tensors, or asks for the heads."""
         stacks = (key_maps.blocks_prefix(kind), "decoder.blocks")
         depth, decoder_depth = (key_maps.count_blocks(state, stack) for stack in stacks)
         has_head = "head.weight" in state or "head.bias" in state
@@ -76,7 +76,7 @@ class Weights:
         return self.state["head.weight"].shape[0] if "head.weight" in self.state else 0
 
     def metadata(self) -> dict[str, Any]:
-        """What a reader needs in addition to the tensors; plain JSON. `ModelMetadata.from_metadata` reads it."""
+        """Return what a reader needs besides the tensors, as plain JSON for `ModelMetadata.from_metadata`."""
         return {
             "kind": self.kind,
             "model": asdict(self.size),
@@ -89,7 +89,7 @@ class Weights:
 
     @property
     def token_share(self) -> float:
-        """Of a clip's tokens, those that a classifier reads: `finetune.token_share` of its run. Raises ValueError."""
+        """Share of a clip's tokens that a classifier reads: `finetune.token_share` of its run. Raises ValueError."""
         of_run = (self.config or {}).get("finetune") if self.kind == "classifier" else None
         if not isinstance(of_run, dict | None):
             raise ValueError(f"config.finetune: found {of_run!r}, wanted a section")
@@ -100,12 +100,12 @@ class Weights:
 
     @property
     def standardised(self) -> bool:
-        """Whether its clips had one brightness and contrast (data.standardise)."""
+        """Whether training clips were brought to one brightness and contrast (data.standardise)."""
         return bool(((self.config or {}).get("data") or {}).get("standardise"))
 
     @property
     def of_clips(self) -> str:
-        """On what clips it was trained, in words; "" for windows of frames as they are filmed."""
+        """Description of the training clips; "" for plain windows of frames."""
         whole = ((self.config or {}).get("data") or {}).get("sampling") == "segments"
         parts = [f"of a frame of each of {self.frames} equal parts of a video (data.sampling=segments)"] * whole
         parts += [f"of mean {STANDARD_MEAN} and deviation {STANDARD_DEVIATION} (data.standardise)"] * self.standardised
@@ -113,11 +113,12 @@ class Weights:
 
     @property
     def origin(self) -> Grid | None:
-        """The grid that positions are interpolated from, where it is another than that of the clips."""
+        """Grid that positions are interpolated from, if it is not that of the clips."""
         return Grid.of(*self.positions, self.size.tubelet, self.size.patch) if self.positions else None
 
     def at(self, frames: int, image_size: int) -> Weights:
-        """For clips of another shape: positions are interpolated from those of the clips of the training."""
+        """Return the weights for clips of another shape; positions are interpolated from those of the training
+        clips."""
         trained = self.positions or (self.frames, self.image_size)
         positions = None if trained == (frames, image_size) else trained
         return replace(self, frames=frames, image_size=image_size, positions=positions)
@@ -143,7 +144,7 @@ def _module(weights: Weights) -> nn.Module:
 
 
 def build(weights: Weights) -> nn.Module:
-    """Our module with these weights, which it shares."""
+    """Build our module with these weights, which it shares."""
     with torch.device("meta"):
         module = _module(weights)
     module.to_empty(device="cpu")
@@ -153,7 +154,7 @@ def build(weights: Weights) -> nn.Module:
 
 @torch.no_grad()
 def outputs(weights: Weights) -> Tensor:
-    """What the model computes for the fixed clip: pixels of the hidden tokens, scores of classes, or tokens."""
+    """Compute the fixed clip's outputs: pixels of the hidden tokens, class scores, or tokens."""
     module, video = build(weights), fixed_clip(weights)
     if weights.kind == "classifier":
         return module(video)
@@ -164,14 +165,14 @@ def outputs(weights: Weights) -> Tensor:
 
 
 def fixed_clip(weights: Weights) -> Tensor:
-    """A clip of keyed noise of the model's shape: uint8 [1, 3, T, H, W]."""
+    """Return a clip of keyed noise in the model's shape: uint8 [1, 3, T, H, W]."""
     shape = (1, 3, weights.frames, weights.image_size, weights.image_size)
     noise = seeding.bits(torch.tensor([seeding.key("export check")]), torch.Size(shape).numel(), "clip") & 255
     return noise.to(torch.uint8).view(shape)
 
 
 def fixed_mask(weights: Weights) -> tuple[Tensor, Tensor]:
-    """Visible and target tokens for the fixed clip, int64 [1, V] and [1, M]: a tenth is seen."""
+    """Return visible and target tokens for the fixed clip, int64 [1, V] and [1, M]; a tenth is visible."""
     grid = Grid.of(weights.frames, weights.image_size, weights.size.tubelet, weights.size.patch)
     order = seeding.bits(torch.tensor([seeding.key("export check")]), grid.tokens, "mask").argsort(dim=1)
     visible = max(1, int(grid.tokens * VISIBLE_SHARE))
@@ -179,20 +180,20 @@ def fixed_mask(weights: Weights) -> tuple[Tensor, Tensor]:
 
 
 def without_extras(weights: Weights) -> Weights:
-    """The part that VideoMAE has a place for."""
+    """Return the weights that VideoMAE's format can hold."""
     return replace(weights, state={name: x for name, x in weights.state.items() if name not in EXTRAS})
 
 
 def encoder_of(weights: Weights) -> Weights:
-    """The encoder of a pretraining model."""
+    """Return the encoder of a pretraining model."""
     state = {name: value for name, value in weights.state.items() if name.startswith("encoder.")}
     return replace(weights, kind="encoder", state=state, size=weights.size.without_decoder())
 
 
 def with_new_head(weights: Weights, classes: int) -> Weights:
-    """A classifier to finetune: this encoder with a fresh head, as VideoMAE's finetuning builds it.
+    """Return a classifier for finetuning: this encoder with a fresh head, as VideoMAE's finetuning builds it.
 
-    The encoder's last norm stays behind: a classifier normalises after the mean, with a fresh `fc_norm`."""
+    The encoder's last norm is dropped: a classifier normalises after the mean, with a fresh `fc_norm`."""
     size = weights.size.without_decoder()
     fresh = VideoClassifier(
         size, weights.frames, weights.image_size, classes, options=ModelOptions("sdpa")

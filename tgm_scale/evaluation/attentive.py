@@ -1,12 +1,13 @@
-"""Attentive probe on frozen tokens: one learned query attends to a clip's tokens; a linear layer reads what it gathers
-(as the attentive probe of V-JEPA, Bardes et al. 2024, without its further MLP). Tokens are standardised by mean and
-deviation of the training clips' tokens, feature by feature, and a BatchNorm without weights is before the linear layer
-(as in MAE's linear probe, He et al. 2022, appendix A.1): where most tokens are background, what differs between clips
-is small beside what all have in common, and a head without them hardly learns (docs/EVALUATION.md).
+"""Attentive probe on frozen tokens: attention with one learned query, then a linear layer.
 
-Learning rates are swept in one pass: a head for each, all on the same batches. The one that is best on a part of the
-training clips that none of them saw is trained again, from its first values, on all of them. Where the best is the
-first or the last of the rates, further ones are tried.
+Like the attentive probe of V-JEPA (Bardes et al. 2024), without its additional MLP. Tokens are standardised per
+feature by the mean and deviation of the training clips' tokens, and a BatchNorm without weights precedes the linear
+layer (as in MAE's linear probe, He et al. 2022, appendix A.1): if most tokens are background, the differences between
+clips are small beside what all clips share, and a head without these norms hardly learns (docs/EVALUATION.md).
+
+Learning rates are swept in one pass: one head per rate, all on the same batches. The rate that is best on a held-out
+part of the training clips is trained again, from the same initial weights, on all of them. If the best is the first or
+the last of the rates, further ones are tried.
 
 Shapes: N training clips, M test clips, K tokens, D width of the encoder, B clips of a batch, C classes.
 """
@@ -25,17 +26,17 @@ from tgm_scale.evaluation.probe import Validation, refuse_too_few
 from tgm_scale.evaluation.settings import ProbeConfig
 from tgm_scale.runtime import seeding
 
-_STD = 0.02  # of the query's and the last layer's first values
+_STD = 0.02  # of the initial query and last layer
 _WARMUP = 0.1  # share of the steps
-_CLIPS = 256  # of a pass without gradient
+_CLIPS = 256  # per forward pass without gradient
 _EPS = 1e-6
 _FACTOR, _BEYOND = 3.0, 4
 
 
 class AttentiveHead(nn.Module):
-    """Tokens -> scores: norms, attention of one query, norm, linear layer. First values keyed by `seed`.
+    """Head from tokens to scores: norms, attention of one query, norm, linear layer. Initial weights keyed by `seed`.
 
-    mean_and_scale: what tokens are standardised by, [2, D]."""
+    mean_and_scale: [2, D], which standardises the tokens."""
 
     mean_and_scale_2D: Tensor
 
@@ -60,7 +61,7 @@ class AttentiveHead(nn.Module):
                     parameter.zero_()
 
     def forward(self, tokens_BKD: Tensor) -> Tensor:
-        """Scores [B, C] of tokens of any floating type."""
+        """Return scores [B, C] for tokens of any floating type."""
         mean_D, scale_D = self.mean_and_scale_2D
         x_BKD = self.norm((tokens_BKD.to(self.query.dtype) - mean_D) * scale_D)
         key_BHKd, value_BHKd = (
@@ -72,7 +73,7 @@ class AttentiveHead(nn.Module):
 
 
 class AttentiveResult(NamedTuple):
-    """Scores of the test clips, and what was chosen."""
+    """Scores of the test clips, and the chosen learning rate."""
 
     scores_MC: Tensor  # float32, on the CPU
     learning_rate: float
@@ -92,7 +93,7 @@ def probe(
     validation: Validation | None = None,
     device: torch.device | None = None,
 ) -> AttentiveResult:
-    """Fit on the training clips, score the test clips. labels: int64 from 0.
+    """Fit on the training clips and score the test clips. labels: int64 from 0.
 
     Raises ValueError for fewer than two classes or ten clips, or heads that do not divide the width."""
     classes, clips = int(labels_N.max()) + 1, len(train_NKD)
@@ -120,7 +121,7 @@ def probe(
 
 
 def mean_and_scale(tokens_NKD: Tensor, rows: Tensor) -> Tensor:
-    """Of each feature over all tokens of these clips: mean and 1 / deviation, float64 [2, D]."""
+    """Return mean and 1 / deviation of each feature over all tokens of these clips, float64 [2, D]."""
     count, sums_2D = 0, torch.zeros(2, tokens_NKD.shape[2], dtype=torch.float64)
     for part in rows.split(_CLIPS):
         tokens_MD = tokens_NKD[part].flatten(0, 1).double()
@@ -133,10 +134,10 @@ def mean_and_scale(tokens_NKD: Tensor, rows: Tensor) -> Tensor:
 def choose(
     accuracies_of: Callable[..., dict[float, float]], rates: Sequence[float]
 ) -> tuple[float, dict[float, float], bool]:
-    """(best rate, accuracies of all that were tried, whether the best is the last that may be tried).
+    """Return (best rate, accuracies of all that were tried, whether the best is the last that may be tried).
 
-    Where the best of `rates` is the lowest or the highest of several, up to _BEYOND further ones, each _FACTOR times
-    the one before, are tried as long as they are better. Of equals the lowest."""
+    If the best of `rates` is the lowest or the highest of several, up to _BEYOND further ones, each _FACTOR times the
+    one before, are tried while they are better. Ties go to the lowest."""
     found = accuracies_of(*rates)
     best = max(sorted(found), key=found.__getitem__)
     if len(found) < 2 or best not in (min(found), max(found)):
@@ -164,7 +165,7 @@ def _fit(
     settings: ProbeConfig,
     seed: int,
 ) -> None:
-    """AdamW with warm-up and cosine for each head (by its learning rate); every batch is read once for all of them."""
+    """Train each head (keyed by learning rate) by AdamW with warm-up and cosine; a batch is read once for all."""
     groups = [{"params": list(head.parameters()), "lr": rate, "peak": rate} for rate, head in heads.items()]
     for head in heads.values():
         head.train()
@@ -175,7 +176,7 @@ def _fit(
     steps, step = epochs * of_epoch, 0
     for epoch in range(epochs):
         order = torch.from_numpy(seeding.permutation(seeding.key(seed, "probe order", epoch), len(rows)))
-        for part in rows[order].tensor_split(of_epoch):  # equal ones: a batch of one clip has no deviation
+        for part in rows[order].tensor_split(of_epoch):  # of near-equal size: a batch of one clip has no deviation
             step += 1
             if len(part) < 2:
                 continue

@@ -1,12 +1,12 @@
-"""What a method is to be compared with, fitted to the same training clips and tested on the same test clips:
+"""Baselines of a method, fitted to the same training clips and tested on the same test clips:
 
-| name | what |
+| name | model |
 |---|---|
 | raw pixels | ridge regression on grey pixels: 24 x 24 of 8 frames |
-| random weights | a probe of the encoder with its first values |
+| random weights | a probe of the encoder with its initial weights |
 | small CNN | `small_cnn`, supervised, on clips of 64 pixels |
 
-Each sees one window of a clip, the middle one, and its centre square.
+Raw pixels and small CNN see one window of a clip, the middle one, and its centre square.
 
 Shapes: N training clips, M test clips, B clips, T frames, S side in pixels.
 """
@@ -36,7 +36,7 @@ from tgm_scale.evaluation.views import Decoding, Views
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.progress import ProgressBars
 
-MOST_CLIPS = 5000  # of the training: pixels are kept in memory, and the ridge takes the cube of their number
+MOST_CLIPS = 5000  # training clips: pixels are kept in memory, and the ridge takes the cube of their number
 _SIDE = 64
 _RAW_SIDE, _RAW_FRAMES = 24, 8
 
@@ -45,7 +45,8 @@ Scores = Callable[[Clips, Tensor, Clips], Tensor]  # training clips, their class
 
 @dataclass(frozen=True)
 class Baseline:
-    """what: in words; rows: what makes the numbers of a clip, of these views; scores: of the test, once fitted."""
+    """A baseline: its description, the model of its rows, the fit that scores the test clips, and the views it
+    reads."""
 
     what: str
     rows: RowModel
@@ -54,7 +55,7 @@ class Baseline:
 
 
 class Measured(NamedTuple):
-    """Which of the test clips a baseline has right, and how long it took."""
+    """Which test clips a baseline classifies correctly, and how long it took."""
 
     what: str
     right_M: Tensor
@@ -62,14 +63,15 @@ class Measured(NamedTuple):
     seconds: float
 
     def beside(self, right_M: Tensor, keys: Sequence[str]) -> dict[str, Any]:
-        """For results.json, with the difference from a method that is right for these of its test clips."""
+        """Return the entry of results.json, with the method's gain. right_M: whether it is right; keys: its test
+        clips."""
         method = dict(zip(keys, right_M.tolist()))
         return {"what": self.what, "seconds": self.seconds, **results.compared(self.right_M, self.clips, method)}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The data of an evaluation, as baselines read it. folder: where the numbers of clips are kept."""
+    """Data of an evaluation, as baselines read it. folder: cache of the clips' rows."""
 
     folder: Path
     sources: Mapping[Role, LabelledCorpus]
@@ -79,7 +81,7 @@ class Comparison:
     bars: ProgressBars
 
     def measure(self, baselines: Mapping[str, Baseline], classes: Sequence[str]) -> dict[str, Measured]:
-        """By name; empty on all processes but the main one. Collective."""
+        """Fit and test each baseline; return the results by name, empty except on the main process. Collective."""
         found = {}
         for name, baseline in baselines.items():
             began = time.monotonic()
@@ -99,8 +101,10 @@ class Comparison:
 
 
 def refuse(key: str, labels: Sequence[str], share: float = 1.0) -> None:
-    """Raises ValueError for fewer or more training clips than baselines are made for. key: that asks for them; labels:
-    of the training clips; share: data.share, by which they were drawn."""
+    """Raise ValueError for fewer or more training clips than baselines are made for.
+
+    key: the configuration key that asks for them; labels: of the training clips; share: data.share, which drew
+    them."""
     clips = len(labels)
     if few := too_few(len(set(labels)), clips, share):
         raise ValueError(f"{key}=true: {few}: {'raise data.share, or ' * (share < 1)}leave it out")
@@ -112,7 +116,7 @@ def refuse(key: str, labels: Sequence[str], share: float = 1.0) -> None:
 
 
 def of_pixels(comparison: Comparison) -> dict[str, Baseline]:
-    """The baselines that read pixels."""
+    """Return the baselines that read pixels."""
     views = replace(comparison.decoding.views, temporal=1, spatial=1)
     side, seed, device = min(_SIDE, views.size), comparison.seed, comparison.collectives.process.device
     model = RowModel(partial(_pixels, side=side), nn.Identity(), ("pixels", str(side)), torch.uint8)
@@ -148,7 +152,7 @@ def of_pixels(comparison: Comparison) -> dict[str, Baseline]:
 
 
 def _pixels(video_B3THW: Tensor, side: int) -> Tensor:
-    """The clips at this side, [B, 3 * T * S * S], whole numbers."""
+    """Return the clips resized to this side, [B, 3 * T * S * S], whole numbers."""
     frames = video_B3THW.flatten(1, 2).float()
     if frames.shape[-1] != side:
         frames = F.interpolate(frames, (side, side), mode="bilinear", antialias=True).round().clamp(0, 255)
@@ -156,7 +160,7 @@ def _pixels(video_B3THW: Tensor, side: int) -> Tensor:
 
 
 def _raw(video_N3TSS: Tensor) -> Tensor:
-    """Grey pixels of some frames, one after another, [N, D]."""
+    """Return the grey pixels of some frames, concatenated, [N, D]."""
     count = video_N3TSS.shape[2]
     chosen = torch.linspace(0, count - 1, min(_RAW_FRAMES, count)).round().long()
     grey_NTSS = torch.cat([part[:, :, chosen].float().mean(1) for part in video_N3TSS.split(256)])

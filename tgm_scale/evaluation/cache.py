@@ -1,6 +1,6 @@
-"""Rows of numbers for every sample of a labelled corpus, kept on disk chunk by chunk.
+"""Rows of numbers for every sample of a labelled corpus, cached on disk chunk by chunk.
 
-Shapes: N samples."""
+Shapes: N samples, K tokens, D width, V views."""
 
 from __future__ import annotations
 
@@ -30,41 +30,41 @@ from tgm_scale.runtime.tensors import load_with_metadata, save_tensors
 
 
 class Clips(NamedTuple):
-    """The clips of a corpus that can be used, in the order of their keys."""
+    """The usable clips of a corpus, in the order of their keys."""
 
-    features: list[Tensor]  # one of each encoder: float32 [N, D], or float16 [N, K, D]
+    features: list[Tensor]  # one per encoder: float32 [N, D], or float16 [N, K, D]
     labels: list[str]  # N
     keys: list[str]  # N
     problems: list[Problem]  # of those left out
-    groups: list[str] | None = None  # N; None where not all have one
+    groups: list[str] | None = None  # N; None unless all have one
 
 
 @dataclass(frozen=True)
 class RowModel:
-    """What makes a row of each clip."""
+    """A function that computes a row for each clip, with its identity for the cache."""
 
     rows_of: Callable[[Tensor], Tensor]  # clips uint8 [B, 3, T, H, W] -> [B, D], or tokens [B, K, D]
-    module: nn.Module  # what it runs
-    identity: tuple[str, ...]  # what the rows depend on besides the clips, such as a digest of the weights
-    dtype: torch.dtype = torch.float32  # as which rows are kept
+    module: nn.Module  # module that it runs
+    identity: tuple[str, ...]  # what else the rows depend on, such as a digest of the weights
+    dtype: torch.dtype = torch.float32  # dtype of the cached rows
 
 
 def cached_rows(
     folder: Path, model: RowModel, source: LabelledCorpus, decoding: Decoding, collectives: HostCollectives
 ) -> Clips:
-    """For every labelled sample the mean over its views of the model's rows, or the tokens of all its views; read from
-    `folder` where they were kept already. Collective: each process makes every world-size-th chunk.
+    """Return the model's rows of every labelled sample, averaged over its views, or the tokens of all its views.
 
-    A chunk is one file, written whole, so that a stopped pass continues where it was. Raises ValueError where no
-    sample can be used, and where a row is not finite; Stopped, on all processes, where one was asked to stop."""
+    Rows are read from `folder` if cached there. Collective: each process computes every world-size-th chunk. A chunk
+    is one file, written atomically, so that an interrupted pass resumes. Raises ValueError if no sample can be used,
+    and if a row is not finite; Stopped, on all processes, if one was asked to stop."""
     refs = source.refs
     digest = hashlib.blake2b(digest_size=8)
     facts = (*model.identity, source.corpus.fingerprint, str(len(refs)), str(decoding.views), str(model.dtype))
     for fact in facts:
         digest.update(fact.encode() + b"\n")
-    for ref in refs:  # as many others may have another label
+    for ref in refs:  # the same number of others may have another label
         digest.update(ref.name.encode("utf-8", "surrogateescape") + b"\n")
-    if isinstance(source.corpus, VideoListCorpus):  # lists may name other files of the same paths
+    if isinstance(source.corpus, VideoListCorpus):  # lists may name other files under the same paths
         for ref in refs:
             digest.update(f"{os.path.abspath(ref.shard)} {ref.members[ref.video][1]} {_changed(ref.shard)}\n".encode())
     folder = folder / digest.hexdigest()
@@ -77,7 +77,7 @@ def cached_rows(
 def _make_chunks(
     folder: Path, model: RowModel, source: LabelledCorpus, decoding: Decoding, process: ProcessInfo
 ) -> None:
-    """Those of this process that are not there yet. Raises as `cached_rows`."""
+    """Compute this process's chunks that are not cached yet. Raises the errors of `cached_rows`."""
     own = own_samples(source.refs, process.rank, process.world_size)
     with Decoder(replace(decoding, workers=fitting(decoding.workers, own))) as decoder:
         for number, part in enumerate(chunks(source.refs)):
@@ -94,8 +94,9 @@ def _make_chunks(
 
 
 def _changed(place: str) -> int:
-    """When a file was changed last, in nanoseconds: another of the same size may have been put there. 0 of a URL, and
-    of a file that is gone, which is named as it is read."""
+    """Return when a file last changed, in nanoseconds, since another of the same size may replace it.
+
+    0 for a URL, and for a missing file, which is reported when it is read."""
     try:
         return 0 if storage.is_url(place) else os.stat(place).st_mtime_ns
     except OSError:
@@ -103,7 +104,8 @@ def _changed(place: str) -> int:
 
 
 def _over_views(rows_NV: Tensor) -> Tensor:
-    """[N, V, D]: the mean over views. [N, V, K, D]: all tokens, since a place is another thing in each crop."""
+    """Combine views: [N, V, D] by their mean; [N, V, K, D] by keeping all tokens, since a place differs between
+    crops."""
     return rows_NV.flatten(1, 2) if rows_NV.ndim == 4 else rows_NV.mean(dim=1)
 
 
@@ -140,7 +142,7 @@ def _read(file: Path) -> tuple[Tensor, _Facts]:
 
 
 def refuse_empty(names: list[str], source: LabelledCorpus, problems: list[Problem]) -> None:
-    """Raises ValueError where no sample could be used."""
+    """Raise ValueError if no sample could be used."""
     if not names:
         corpus = source.corpus
         raise ValueError(

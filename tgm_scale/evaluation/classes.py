@@ -1,11 +1,11 @@
-"""Classes in their order, and whether those of the test are those of the training.
+"""Classes in their order, and whether the test classes occur in training.
 
-Numbers sort as numbers (0, 1, 2, 10), all else as text; `data.classes` gives an order of its own:
+Numbers sort as numbers (0, 1, 2, 10), everything else as text; `data.classes` defines another order:
 
-| file | what it holds |
+| file | content |
 |---|---|
-| `.txt` | one name a line, the first is class 0; or `1 ApplyEyeMakeup`, as UCF101's classInd.txt |
-| `.json` | a list of names; label -> name or list of descriptions; name -> number, as Something-Something's has |
+| `.txt` | one name a line, the first is class 0; or `1 ApplyEyeMakeup`, as in UCF101's classInd.txt |
+| `.json` | a list of names; label -> name or list of descriptions; name -> number, as in Something-Something |
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tgm_scale.runtime.outside.json_text import json_of
 
 _NUMBER = re.compile(r"-?\d+")
 _DECIMAL = re.compile(r"[-+]?\d+(\.\d*)?", re.ASCII)  # 0E1 and 0E2 are names
-_MISSING = {"nan", "none", "null", "n/a", "#n/a", "<na>", "nat"}  # as programs write a cell that is empty
+_MISSING = {"nan", "none", "null", "n/a", "#n/a", "<na>", "nat"}  # empty cells as programs write them
 _SHOWN = 5
 
 
 def in_order(labels: Iterable[str]) -> list[str]:
-    """The distinct labels: as numbers where all are, else as text."""
+    """Return the distinct labels, sorted as numbers if all are numbers, else as text."""
     distinct = set(labels)
     if all(_NUMBER.fullmatch(label) for label in distinct):
         return sorted(distinct, key=lambda label: (int(label), label))
@@ -38,9 +38,9 @@ def in_order(labels: Iterable[str]) -> list[str]:
 
 
 def read_classes(path: str) -> dict[str, list[str]]:
-    """Label -> its names or descriptions, in the file's order; where it has names alone, labels are their numbers.
+    """Return label -> its names or descriptions, in the file's order; for names alone, the labels are their numbers.
 
-    Raises ValueError that names the file and what is wrong."""
+    Raises ValueError that names the file and the mistake."""
     data = storage.read_small(path)
     if data is None:
         raise ValueError(
@@ -85,8 +85,10 @@ def _is_number(value: object) -> bool:
 
 
 def ordered(labels: Iterable[str], path: str | None) -> list[str]:
-    """The classes in the order of `data.classes`, or of `in_order`. Labels may be the file's labels or its names; all
-    classes of the file count, also those that no clip has. Raises ValueError for a label that it does not have."""
+    """Return the classes in the order of `data.classes`, or of `in_order` if `path` is None.
+
+    Labels may be the file's labels or its names; all classes of the file count, also those that no clip has. Raises
+    ValueError for a label that the file lacks."""
     labels = set(labels)
     if path is None:
         return in_order(labels)
@@ -104,14 +106,15 @@ def ordered(labels: Iterable[str], path: str | None) -> list[str]:
 
 
 def names_of(classes: Sequence[str], path: str | None) -> list[str]:
-    """What each class is called: its name in `data.classes`, or else its label."""
+    """Return the name of each class: its name in `data.classes`, or else its label."""
     listed = texts_of(classes, path) if path else {}
     return [listed[label][0] if label in listed else label for label in classes]
 
 
 def texts_of(classes: Sequence[str], path: str) -> dict[str, list[str]]:
-    """The names or descriptions of each class in a file that `ordered` has found it in, by the file's label or by its
-    name: {"a": ["b"], "b": ["c"]} calls class b "c" where classes are labels, and "b" where they are names."""
+    """Return the names or descriptions of each class from a file that `ordered` has matched, by label or by name.
+
+    {"a": ["b"], "b": ["c"]} calls class b "c" if classes are labels, and "b" if they are names."""
     listed = read_classes(path)
     if not set(classes) <= listed.keys():
         listed = {texts[0]: texts for texts in listed.values()}
@@ -119,8 +122,9 @@ def texts_of(classes: Sequence[str], path: str) -> dict[str, list[str]]:
 
 
 def untrained_classes(trained: Iterable[str], test: Sequence[str]) -> dict[str, int]:
-    """How many test clips have each class that training lacks: no prediction of theirs can be right. Raises ValueError
-    if all are such."""
+    """Return the number of test clips of each class that training lacks; no prediction for them can be right.
+
+    Raises ValueError if this is true of all test clips."""
     known = set(trained)
     lacking = Counter(label for label in test if label not in known)
     if test and lacking.total() == len(test):
@@ -132,7 +136,7 @@ def untrained_classes(trained: Iterable[str], test: Sequence[str]) -> dict[str, 
 
 
 def untrained_note(lacking: dict[str, int], clips: int) -> str:
-    """A sentence on them; "" if every test class was trained."""
+    """Return a warning about untrained classes; "" if every test class was trained."""
     if not lacking:
         return ""
     few = ", ".join(f"{shown(label)} ({count})" for label, count in list(lacking.items())[:_SHOWN])
@@ -141,8 +145,8 @@ def untrained_note(lacking: dict[str, int], clips: int) -> str:
 
 
 def alike_note(written: Iterable[str], what: str = "labels") -> str:
-    """A sentence on labels, or groups, that differ in how they are written alone, and count as others all the same;
-    "" if there are none."""
+    """Return a warning about labels, or groups, that differ only in spelling and still count as different; "" if
+    none."""
     of: dict[str | Decimal, list[str]] = {}
     for label in sorted(set(written)):
         of.setdefault(_plain(label), []).append(label)
@@ -158,8 +162,9 @@ def alike_note(written: Iterable[str], what: str = "labels") -> str:
 
 
 def _plain(label: str) -> str | Decimal:
-    """Without case, quotation marks, characters that are not seen, and kinds of blanks; numbers by their value (pandas
-    writes 1 as 1.0 where a row has none)."""
+    """Return the label without case, quotation marks, invisible characters and kinds of blanks; numbers by value.
+
+    pandas writes 1 as 1.0 if a row of the column is empty."""
     folded = unicodedata.normalize("NFKC", label).casefold()
     seen = "".join(one for one in folded if unicodedata.category(one) != "Cf")
     plain = " ".join(seen.replace("_", " ").replace('"', " ").split())
@@ -167,7 +172,7 @@ def _plain(label: str) -> str | Decimal:
 
 
 def missing_note(written: Iterable[str], what: str = "labels") -> str:
-    """A sentence on labels, or groups, that look like a cell without one; "" if there are none."""
+    """Return a warning about labels, or groups, that look like an empty cell; "" if there are none."""
     found = sorted(label for label in set(written) if label.strip().casefold() in _MISSING)
     if not found:
         return ""
@@ -178,7 +183,7 @@ def missing_note(written: Iterable[str], what: str = "labels") -> str:
 
 
 def single_class_note(classes: Sequence[str]) -> str:
-    """A sentence on it; "" if there are several."""
+    """Return a warning if there is a single class, else ""."""
     if len(classes) != 1:
         return ""
     return f"all labels are {shown(classes[0])}: any prediction is right, and the figures mean nothing"

@@ -1,5 +1,7 @@
-"""The samples of a labelled corpus through models: in fixed chunks, so that the numbers do not depend on the number of
-processes, and a stopped pass resumes at the chunk that it had reached."""
+"""Forward passes of models over the samples of a labelled corpus, in fixed chunks.
+
+So the numbers do not depend on the number of processes, and a stopped pass resumes at the chunk that it had
+reached."""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from tgm_scale.runtime.processes import own_cores
 
 CHUNK = 256  # samples of one file of features
 _WORTH_A_PROCESS = 64
-# seconds that processes wait for one another: rank 0 fits alone, for hours where the corpus is large, and has
-# all chunks to make where the others find theirs made
+# Seconds that processes wait for one another: rank 0 fits alone, for hours with a large corpus, and computes all its
+# chunks while the others may find theirs cached
 PATIENCE = WEEK
 PASS = 32  # clips of one forward pass; samples of different chunks never share one
 
@@ -30,16 +32,16 @@ Models = Callable[[Tensor], list[Tensor]]
 
 
 class Rows(NamedTuple):
-    """What models gave for those samples that could be read."""
+    """Outputs of the models for the samples that could be read."""
 
-    rows: list[Tensor]  # of each model: [samples, views, ...], on the CPU
+    rows: list[Tensor]  # one per model: [samples, views, ...], on the CPU
     names: list[str]
     problems: list[Problem]
 
 
 @contextmanager
 def stopping_together(collectives: HostCollectives) -> Iterator[None]:
-    """Where one process was asked to stop within, Stopped is raised on all at the end. Collective."""
+    """Raise Stopped on all processes at the end of the block if one was asked to stop within it. Collective."""
     stopped: patience.Stopped | None = None
     try:
         yield
@@ -54,13 +56,14 @@ def chunks(refs: Sequence[SampleRef]) -> list[Sequence[SampleRef]]:
 
 
 def own_samples(refs: Sequence[SampleRef], rank: int, world_size: int) -> int:
-    """How many samples a process sees that has every world-size-th chunk."""
+    """Return how many samples a process sees that has every world-size-th chunk."""
     return sum(len(part) for part in chunks(refs)[rank::world_size])
 
 
 def fitting(workers: int, samples: int) -> int:
-    """How many decoding processes are worth their start: no more than this process's share of the cores, and 64
-    samples for each (a process takes about 2 s to start, as long as 64 small clips take to decode)."""
+    """Return how many decoding processes are worth starting: at most this process's cores, and one per 64 samples.
+
+    A process takes about 2 s to start, as long as 64 small clips take to decode."""
     return min(workers, own_cores(), samples // _WORTH_A_PROCESS)
 
 
@@ -71,10 +74,10 @@ def run_models(
     decoder: Decoder,
     modules: Sequence[nn.Module] = (),
 ) -> Rows:
-    """Every view of these samples through the models, PASS clips at a time.
+    """Run the models on every view of these samples, PASS clips at a time.
 
-    modules: what the models run. Raises ValueError where they give what is not finite: the clip, the first layer;
-    Stopped where this process was asked to stop."""
+    modules: what the models run. Raises ValueError that names the clip and the first layer if an output is not finite;
+    Stopped if this process was asked to stop."""
     views = len(decoder.views)
     names: list[str] = []
     problems: list[Problem] = []
@@ -106,5 +109,5 @@ def run_models(
 
 
 def inference(device: torch.device) -> AbstractContextManager:
-    """bf16 on a GPU, fp32 on a CPU."""
+    """Return the autocast context: bf16 on a GPU, fp32 on a CPU."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()

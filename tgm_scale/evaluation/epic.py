@@ -1,7 +1,7 @@
-"""EPIC-Kitchens' action from its verb and its noun: a pair that training lacks can be right, too.
+"""EPIC-Kitchens actions from verb and noun: a pair that does not occur in training can still be predicted.
 
-The protocol of EPIC-Kitchens-100 (Damen et al. 2022, section 4.1): a verb and a noun are predicted each for itself, an
-action's probability is the product of theirs, and it is right where both are.
+The protocol of EPIC-Kitchens-100 (Damen et al. 2022, section 4.1): verb and noun are predicted separately, an action's
+probability is the product of theirs, and an action is right if both are.
 
 Shapes: M test clips, N training clips, V verbs, W nouns.
 """
@@ -19,19 +19,19 @@ from tgm_scale.evaluation import results
 from tgm_scale.evaluation.classes import in_order
 
 _ACTION = re.compile(r"\d+,\d+")
-_ROWS = 64  # test clips at a time: of 97 verbs and 300 nouns 15 MB
+_ROWS = 64  # test clips at a time: 15 MB for 97 verbs and 300 nouns
 Fit = Callable[[Tensor], Tensor]  # class numbers of the training clips, [N] -> scores before softmax, [M, classes]
 
 
 def are_actions(labels: Sequence[str]) -> bool:
-    """Whether they are EPIC's, `verb,noun` in numbers."""
+    """Return whether all labels are EPIC's, `verb,noun` in numbers."""
     return all(_ACTION.fullmatch(label) for label in labels)
 
 
 def by_verb_and_noun(fit: Fit, train: Sequence[str], test: Sequence[str]) -> dict[str, Any]:
-    """Figures of verb, noun and the action of both, with intervals. train, test: the labels, `verb,noun`.
+    """Return accuracies of verb, noun and their action, with intervals. train, test: the labels, `verb,noun`.
 
-    Raises ValueError for scores that are not finite, and what `fit` raises, with the part's name."""
+    Raises ValueError for scores that are not finite, and errors of `fit` with "verb" or "noun" in front."""
     found, logs, truths = {}, [], []
     for part, name in enumerate(("verb", "noun")):
         own, wanted = ([label.split(",")[part] for label in labels] for labels in (train, test))
@@ -51,8 +51,9 @@ def by_verb_and_noun(fit: Fit, train: Sequence[str], test: Sequence[str]) -> dic
 
 
 def pair_places(verb_MV: Tensor, noun_MW: Tensor, verb_M: Tensor, noun_M: Tensor) -> Tensor:
-    """Place, from 0, of the right pair by the sum of log probabilities, int64 [M]; pairs of equal sum go before it. A
-    verb or noun of -1, which training lacks, has the last place."""
+    """Return the place, from 0, of the right pair by the sum of log probabilities, int64 [M].
+
+    Pairs of equal sum are placed before it. A verb or noun of -1, which training lacks, gets the last place."""
     places = []
     for verb_RV, noun_RW, verb_R, noun_R in zip(*(x.split(_ROWS) for x in (verb_MV, noun_MW, verb_M, noun_M))):
         sums_RP = (verb_RV[:, :, None] + noun_RW[:, None, :]).flatten(1)

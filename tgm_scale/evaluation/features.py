@@ -1,4 +1,4 @@
-"""Frozen features: the encoder's tokens of a whole clip after its last norm, nothing hidden, or the mean of them.
+"""Frozen features: the encoder's tokens of a whole, unmasked clip after its last norm, or their mean.
 
 Shapes: N samples, K tokens, D width of the encoder; B, T, H, W of a batch's video.
 """
@@ -46,20 +46,20 @@ class FrozenEncoder:
     stride: int
     projection: Tensor | None = None  # [E, D]: to the text embeddings of a joint run
     device: torch.device = _CPU
-    initialisation: str = "videomae"  # of the run that it comes from
-    towers: str | None = None  # of the run's guidance
-    positions: tuple[int, int] | None = None  # frames and side of the clips that they are interpolated from
-    sampling: str = "dense"  # of the clips that it was trained on
-    standardise: bool = False  # whether those were
+    initialisation: str = "videomae"  # of the run that trained it
+    towers: str | None = None  # guidance.towers of that run
+    positions: tuple[int, int] | None = None  # frames and side of the clips whose positions are interpolated
+    sampling: str = "dense"  # in training
+    standardise: bool = False  # whether training clips were standardised
 
     @classmethod
     def load(
         cls, path: str | Path, device: torch.device = _CPU, frames: int | None = None, image_size: int | None = None
     ) -> FrozenEncoder:
-        """From a run folder, a checkpoint or any file that holds a pretraining encoder with its last norm; for clips
-        of the shape that it was trained on, or of another, with positions interpolated.
+        """Load from a run folder, a checkpoint or any file that holds a pretraining encoder with its last norm.
 
-        Raises ValueError if there is none, or the shape does not divide into the model's tokens."""
+        By default for clips of the shape that it was trained on; for another shape, positions are interpolated. Raises
+        ValueError if there is no encoder, or the shape does not divide into the model's tokens."""
         found = read(path)
         shape = frames or found.frames, image_size or found.image_size
         if shape == (found.frames, found.image_size):
@@ -86,7 +86,7 @@ class FrozenEncoder:
         device: torch.device = _CPU,
         initialisation: str = "videomae",
     ) -> FrozenEncoder:
-        """The initialisation of a run with this seed: the baseline that training is compared with."""
+        """Return the initialisation of a run with this seed: the baseline for training."""
         dimensions = SIZES[size]
         refuse_shape(frames, image_size, dimensions)
         model = MaskedVideoAutoencoder(dimensions, frames, image_size, options=ModelOptions("sdpa"), seed=seed)
@@ -121,7 +121,7 @@ class FrozenEncoder:
         )
 
     def fresh(self, seed: int) -> FrozenEncoder:
-        """The same architecture as a run of this seed starts it."""
+        """Return the same architecture with the initial weights of a run of this seed."""
         model = MaskedVideoAutoencoder(
             self.size, self.frames, self.image_size, options=ModelOptions("sdpa"), seed=seed
         )
@@ -130,25 +130,25 @@ class FrozenEncoder:
         return replace(self, encoder=model.encoder.to(self.device), projection=None)
 
     def views(self, **changes: Any) -> Views:
-        """The views of this encoder's clip shape; the middle window's centre square without `changes`."""
+        """Return the views of this encoder's clip shape; without `changes`, the centre square of the middle window."""
         of_training = {"stride": self.stride, "sampling": self.sampling, "standardise": self.standardise}
         return Views(**{"frames": self.frames, "size": self.image_size, **of_training, **changes})
 
     @torch.no_grad()
     def tokens(self, video_BCTHW: Tensor) -> Tensor:
-        """All tokens after the encoder's norm, float32 [B, K, D]; video uint8."""
+        """Return all tokens after the encoder's norm, float32 [B, K, D]; video uint8."""
         with inference(self.device):
             patches = patchify(video_BCTHW.to(self.device), self.size.tubelet, self.size.patch)
             return self.encoder(patches, None).float()
 
     def __call__(self, video_BCTHW: Tensor) -> Tensor:
-        """The mean of all tokens, float32 [B, D]."""
+        """Return the mean of all tokens, float32 [B, D]."""
         return self.tokens(video_BCTHW).mean(dim=1)
 
     def by_place(self, video_BCTHW: Tensor, side: int) -> Tensor:
-        """The mean of each of side x side places in each slot of time, one after another, float32 [B, S * side^2 * D].
+        """Return the mean tokens of side x side places in each slot, concatenated, float32 [B, S * side^2 * D].
 
-        Tokens that two places share count in both where `side` does not divide the grid."""
+        S: slots of time. If `side` does not divide the grid, tokens that two places share count in both."""
         grid = Grid.of(self.frames, self.image_size, self.size.tubelet, self.size.patch)
         tokens_BSRCD = self.tokens(video_BCTHW).unflatten(1, (grid.slots, grid.rows, grid.columns))
         maps_NDRC = tokens_BSRCD.flatten(0, 1).permute(0, 3, 1, 2)
@@ -156,7 +156,7 @@ class FrozenEncoder:
 
     @property
     def digest(self) -> str:
-        """Identifies what computes the features: the weights, and what is not in them (heads, positions)."""
+        """Identifier of what computes the features: the weights, and what they do not contain (heads, positions)."""
         digest = hashlib.blake2b(repr((self.size.heads, self.positions)).encode(), digest_size=8)
         for name, value in sorted(self.encoder.state_dict().items()):
             digest.update(name.encode() + value.float().cpu().contiguous().numpy().tobytes())
@@ -171,10 +171,10 @@ def extract(
     workers: int = 0,
     progress: Callable[[int], None] = lambda samples: None,
 ) -> Clips:
-    """Mean features of every clip of a corpus by several encoders of one clip shape, each clip decoded once.
+    """Return mean features of every clip of a corpus by several encoders of one clip shape; each clip is decoded once.
 
-    The middle window of frames, the centre square. `progress` is called with the clips done. Clips that do not decode
-    or have no label are left out and named. Raises ValueError where none is left."""
+    Uses the centre square of the middle window. `progress` is called with the number of clips done. Clips that do not
+    decode or have no label are left out and listed as problems. Raises ValueError if none is left."""
     views = encoders[0].views()
     assert all(encoder.views() == views for encoder in encoders)
     labels, problems = read_labels(corpus, label)
@@ -201,19 +201,22 @@ def cached(
     pooling: Pooling,
     collectives: HostCollectives,
 ) -> Clips:
-    """Features of every labelled sample, the mean over its views, kept below `folder`; collective (`cached_rows`)."""
+    """Return each labelled sample's features, averaged over views, cached below `folder`; collective
+    (`cached_rows`)."""
     return cached_rows(folder, row_model(encoder, pooling), source, decoding, collectives)
 
 
 def refuse_shape(frames: int, image_size: int, size: ModelSize) -> None:
-    """Raises ValueError for clips that do not divide into the tokens of a model of this size."""
+    """Raise ValueError for clips that do not divide into the tokens of a model of this size."""
     for key, found, of in (("frames", frames, size.tubelet), ("image_size", image_size, size.patch)):
         if found % of:
             raise ValueError(f"encoder.{key}={found}: wanted a multiple of {of}, which a token of this model has")
 
 
 def row_model(encoder: FrozenEncoder, pooling: Pooling) -> RowModel:
-    """Pooling `tokens` keeps every token of every view, in float16; `2x2` and `4x4` the means of `by_place`."""
+    """Return the row model of a pooling.
+
+    `tokens` keeps every token of every view in float16; `2x2` and `4x4` keep the means of `by_place`."""
     if pooling == "tokens":
         return RowModel(encoder.tokens, encoder.encoder, (encoder.digest, "tokens of all views"), torch.float16)
     if pooling in ("2x2", "4x4"):

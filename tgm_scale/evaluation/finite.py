@@ -1,6 +1,6 @@
-"""Numbers that are not finite stop an evaluation.
+"""Refusal of numbers that are not finite.
 
-NaN is above nothing and below nothing: a retrieval of NaN is right at every rank, and its nearest class is the first.
+NaN compares false with everything: a retrieval of NaN is right at every rank, and its nearest class is the first.
 
 Shapes: B clips, N rows.
 """
@@ -18,15 +18,15 @@ _REMEDY = (
 
 
 def first_not_finite(rows: Tensor) -> int | None:
-    """The first row with a value that is not finite; None also of no rows."""
-    if not rows.numel():  # no clip of a chunk can be decoded
+    """Return the first row with a value that is not finite; None if there is none, or no row."""
+    if not rows.numel():  # no clip of a chunk could be decoded
         return None
     bad_N = ~rows.reshape(len(rows), -1).isfinite().all(1)
     return int(bad_N.nonzero()[0]) if bad_N.any() else None
 
 
 def refuse(rows: Tensor, names: Sequence[str], what: str) -> None:
-    """Raises ValueError that names the first of N rows with a value that is not finite; `names`: of the rows."""
+    """Raise ValueError that names the first of N rows with a value that is not finite; `names`: of the rows."""
     if (row := first_not_finite(rows)) is not None:
         raise ValueError(f"{names[row]}: {what} are not finite: {_REMEDY}")
 
@@ -34,14 +34,14 @@ def refuse(rows: Tensor, names: Sequence[str], what: str) -> None:
 def refuse_clip(
     name: str, models: Callable[[Tensor], object], clip_1CTHW: Tensor, modules: Sequence[nn.Module]
 ) -> None:
-    """Raises ValueError for a clip whose numbers are not finite: its name, and the first such layer."""
+    """Raise ValueError for a clip whose output is not finite, with its name and the first such layer."""
     layer = first_layer(lambda: models(clip_1CTHW), modules)
     where = f"first in what {layer} gives" if layer else "after the last layer"
     raise ValueError(f"clip {name}: what the model gives is not finite, {where}: {_REMEDY}")
 
 
 def first_layer(run: Callable[[], object], modules: Sequence[nn.Module]) -> str | None:
-    """The first layer, in the order of a run, whose output is not finite."""
+    """Return the first layer, in order of execution, whose output is not finite."""
     found: list[str] = []
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:

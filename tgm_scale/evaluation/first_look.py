@@ -1,4 +1,5 @@
-"""What a look at some clips and captions shows of them before they are used: sentences, one of each kind."""
+"""Warnings from a first look at some clips and captions before they are used: one sentence for each kind of
+problem."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ from tgm_scale.evaluation.classes import missing_note
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.runtime.processes import OrderedPool
 
-_CLIPS = 16  # that are opened
-_LARGEST = 1 << 25  # bytes of a video that is opened: one of a long film is not short
-_TOLD = 0.05  # of the frames of the clips looked at: fewer that are repeated are not told
+_CLIPS = 16  # number of clips opened
+_LARGEST = 1 << 25  # largest video opened, bytes: a long film's is not short
+_TOLD = 0.05  # least share of repeated frames, over all clips opened, that is reported
 _SIDE = re.compile(r"(?<![a-z])(left|right|(counter|anti)?-?clockwise)(wards?|most)?(?![a-z])", re.IGNORECASE)
 _NO_SIDE = re.compile(
     r"(is|are|was|were) (left|right)$|left the|right (away|now|before|after)|(that|all)'?s right", re.IGNORECASE
@@ -30,9 +31,10 @@ _LIST = re.compile(r"\[\s*(['\"]).*\1\s*,?\s*\]", re.DOTALL)
 
 
 def frame_counts(opened: Sequence[Corpus], workers: int) -> list[int]:
-    """Frames of some clips of all corpora together; what cannot be read is named when it is its turn.
+    """Return the frame counts of some clips of all corpora together; unreadable clips are left to the real pass.
 
-    workers: of the data; where there are any, another process looks, since a file may crash the decoder."""
+    workers: decoding processes of the data; if there are any, another process counts, since a file may crash the
+    decoder."""
     with OrderedPool(1) if workers and opened else nullcontext() as pool:
         videos = ((data,) for corpus in opened for data in _videos(corpus, max(1, _CLIPS // len(opened))))
         found = [frames_in(*one) for one in videos] if pool is None else list(pool.map(frames_in, videos))
@@ -47,13 +49,14 @@ def _videos(corpus: Corpus, count: int) -> Iterator[bytes]:
                 yield members[ref.video]
     except Stopped:
         raise
-    except OSError:  # it is told of what is read in earnest
+    except OSError:  # reported when the data are read
         return
 
 
 def short_note(opened: Sequence[Corpus], frames: int, stride: int, sampling: str, workers: int = 0) -> str:
-    """On clips that are shorter than a window of so many frames, this far apart; "" where they are few, or frames are
-    of the whole clip. workers: see `frame_counts`."""
+    """Return a warning about clips shorter than a window of `frames` frames, `stride` apart; "" if few are.
+
+    Also "" if frames are sampled from the whole clip. workers: see `frame_counts`."""
     counts = frame_counts(opened, workers) if sampling == "dense" else []
     wanted = (frames - 1) * stride + 1
     repeated = [1 - len(np.unique(window(count, frames, stride, 0.5))) / frames for count in counts]
@@ -67,7 +70,7 @@ def short_note(opened: Sequence[Corpus], frames: int, stride: int, sampling: str
 
 
 def side_note(texts: Iterable[str], what: str = "captions looked at") -> str:
-    """On captions, or classes, that are wrong of a clip that is mirrored; "" if there are none."""
+    """Return a warning about captions, or classes, that are wrong for a mirrored clip; "" if there are none."""
     every = list(texts)
     sided = [text for text in every if _SIDE.search(_NO_SIDE.sub("", text))]
     if not sided:
@@ -79,7 +82,7 @@ def side_note(texts: Iterable[str], what: str = "captions looked at") -> str:
 
 
 def caption_notes(captions: Sequence[str], text: TextTower | None) -> list[str]:
-    """On captions that are read otherwise than they were meant. text: the tower that reads them, if any does."""
+    """Return warnings about captions that are not read as intended. text: the tower that reads them, if any."""
     several = [caption for caption in captions if "\n" in caption]
     lists = [caption for caption in captions if _LIST.fullmatch(caption)]
     cut = [] if text is None else _cut(captions, text)
@@ -95,8 +98,9 @@ def caption_notes(captions: Sequence[str], text: TextTower | None) -> list[str]:
 
 
 def _cut(captions: Sequence[str], text: TextTower) -> list[str]:
-    """Those whose end is not read: neither without their last word nor with one more do they have other tokens. (Some
-    tokenizers leave out punctuation, which may be the last word; and a caption may fit exactly.)"""
+    """Return the captions whose end is not read: removing the last word or adding one leaves their tokens unchanged.
+
+    Both are needed: some tokenizers drop punctuation, which may be the last word, and a caption may fit exactly."""
     every = [caption for caption in dict.fromkeys(captions) if len(caption.split()) > 1]
     if not every:
         return []

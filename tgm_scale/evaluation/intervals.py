@@ -1,6 +1,6 @@
 """Paired bootstrap intervals: is one model right more often than another on the same clips?
 
-Shapes: S seeds, M test clips, G groups of them, R draws of the bootstrap.
+Shapes: S seeds, M test clips, G groups of them, N values (clips or groups), R bootstrap draws.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DRAWS = 2000
 
 
 class Interval(NamedTuple):
-    """A mean with its interval."""
+    """A mean with the bounds of its interval."""
 
     mean: float
     low: float
@@ -33,12 +33,12 @@ class Interval(NamedTuple):
 def paired_interval(
     gain_SM: Tensor, level: float = 0.95, draws: int = DRAWS, seed: int = 0, groups: Sequence[str] | None = None
 ) -> Interval:
-    """Percentile interval of the mean of paired differences (Efron and Tibshirani 1993, chapters 8 and 13).
+    """Return the percentile interval of the mean of paired differences (Efron and Tibshirani 1993, chapters 8 and 13).
 
-    gain_SM: for each seed and test clip, the one model's score less the other's (for right and wrong: -1, 0 or 1).
-    Seeds and clips are drawn with replacement, each clip with all its seeds: both what another training run and what
-    other test clips would change is in the interval. groups: of each clip; then whole groups are drawn in place of
-    clips, as in `group_interval`. Keyed by `seed`."""
+    gain_SM: for each seed and test clip, one model's score minus the other's (for right and wrong: -1, 0 or 1). Seeds
+    and clips are drawn with replacement, each clip with all its seeds, so the interval covers both another training
+    run and other test clips. groups: the group of each clip; if given, whole groups are drawn in place of clips, as in
+    `group_interval`. Keyed by `seed`."""
     gain = gain_SM.double().numpy()
     drawn_RS = (seeding.uniform(_keys(seed, draws), len(gain), "seeds") * len(gain)).long().numpy()
     count_G = np.ones(gain.shape[1])
@@ -55,8 +55,9 @@ def paired_interval(
 def class_interval(
     right_M: Tensor, class_M: Tensor, level: float = 0.95, draws: int = DRAWS, seed: int = 0
 ) -> Interval:
-    """The mean over classes of the share that is right in each, with its percentile interval over the clips; a class
-    that a draw lacks does not count in it. class_M: int64 from 0."""
+    """Return the mean class accuracy with its percentile interval over the clips. class_M: int64 from 0.
+
+    A class that a draw lacks does not count in that draw."""
     is_MC = F.one_hot(class_M).double().numpy()
     right_MC = is_MC * right_M.double().numpy()[:, None]
 
@@ -72,8 +73,10 @@ def class_interval(
 def group_interval(
     right_M: Tensor, groups: Sequence[str], level: float = 0.95, draws: int = DRAWS, seed: int = 0
 ) -> Interval:
-    """The share of right clips with its percentile interval over groups (cluster bootstrap): a draw has whole groups,
-    each with all its clips, as other subjects or scenes would come. groups: of each clip."""
+    """Return the share of right clips with its percentile interval over groups (cluster bootstrap).
+
+    A draw contains whole groups with all their clips, as new subjects or scenes would come. groups: the group of each
+    clip."""
     group_M = _numbers(groups)
     count_G = np.bincount(group_M)
     right_G = np.bincount(group_M, weights=right_M.double().numpy())
@@ -83,7 +86,7 @@ def group_interval(
 
 
 def _numbers(groups: Sequence[str]) -> np.ndarray:
-    """Of each clip's group, int64 [M], from 0."""
+    """Return the group number of each clip, int64 [M], from 0."""
     return np.unique(np.array(groups), return_inverse=True)[1]
 
 
@@ -92,13 +95,13 @@ def _keys(seed: int, draws: int) -> Tensor:
 
 
 def _sums(seed: int, draws: int, values: np.ndarray) -> np.ndarray:
-    """Of values of clips, [N] or [N, K], the sums over each draw: [R] or [R, K]."""
+    """Return the sum over each draw of the values, [N] or [N, K]: [R] or [R, K]."""
     times_RN = _times_drawn(seed, draws, len(values))
     return np.concatenate([some @ values for some in np.array_split(times_RN, max(1, times_RN.size >> 22))])
 
 
-@lru_cache(maxsize=2)  # clips and groups: a study has dozens of intervals over the same draws
+@lru_cache(maxsize=2)  # one entry for clips, one for groups: a study has dozens of intervals over the same draws
 def _times_drawn(seed: int, draws: int, count: int) -> np.ndarray:
-    """uint16 [R, N]: how often each clip is in a draw of `count` of them with replacement."""
+    """Return how often each of `count` items occurs in each draw with replacement, uint16 [R, N]."""
     drawn = ((seeding.uniform(key[None], count, "clips")[0] * count).long().numpy() for key in _keys(seed, draws))
     return np.stack([np.bincount(one, minlength=count).astype(np.uint16) for one in drawn])

@@ -12,7 +12,7 @@ from torch import Tensor
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
 _ROWS = 4096  # test clips at a time, at most
-_COSINES = 2**28  # at a time: 1 GB; of Kinetics' 240,000 training clips 1,118 test clips
+_COSINES = 2**28  # at a time: 1 GB; 1,118 test clips with Kinetics' 240,000 training clips
 
 
 def votes(
@@ -23,11 +23,11 @@ def votes(
     temperature: float = TEMPERATURE,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Votes for each class, float64 [M, C], on the CPU: the k training clips of highest cosine, with exp(cosine /
-    temperature).
+    """Return votes for each class, float64 [M, C], on the CPU.
 
-    labels: int64 from 0. k beyond N counts all. `device`: where the neighbours are found (default: the CPU), in
-    float32; of equal cosines at the k-th place another device may take another one."""
+    The k training clips of highest cosine vote with weight exp(cosine / temperature). labels: int64 from 0. If k
+    exceeds N, all vote. `device`: where neighbours are searched (default: the CPU), in float32; among equal cosines at
+    the k-th place another device may choose another clip."""
     train_ND, test_MD = (F.normalize(x.float().to(device), dim=1) for x in (train_ND, test_MD))
     classes = int(labels_N.max()) + 1
     found = []

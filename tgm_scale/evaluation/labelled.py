@@ -1,4 +1,4 @@
-"""A corpus with a label for each sample: shards whose json holds it, or a list of video files."""
+"""A corpus with a label for each sample: shards whose json holds the label, or a list of video files."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ _END = 2**16  # bytes
 
 @dataclass(frozen=True)
 class LabelledCorpus:
-    """A corpus, the label of each sample by its name, and the samples without one or missing. undrawn: labelled
-    samples that `share_of` left, of which nothing is wrong."""
+    """A corpus with the label of each sample by its name, and the samples that are unlabelled or missing.
+
+    undrawn: number of labelled samples that `share_of` did not draw; nothing is wrong with them."""
 
     corpus: Corpus
     labels: dict[str, str]
@@ -42,33 +43,33 @@ class LabelledCorpus:
 
     @cached_property
     def refs(self) -> list[SampleRef]:
-        """The labelled samples in the order of their names."""
+        """Labelled samples in the order of their names."""
         return sorted((ref for ref in self.corpus.refs if ref.name in self.labels), key=lambda ref: ref.name)
 
     @property
     def groups(self) -> dict[str, str]:
-        """The group of each sample of a list that has one, by its name."""
+        """Group of each sample by its name, for a list that has groups."""
         return self.corpus.groups if isinstance(self.corpus, VideoListCorpus) else {}
 
     @property
     def content(self) -> str:
-        """A digest of names, labels and groups, whatever their order."""
+        """Digest of names, labels and groups, independent of their order."""
         rows = sorted((name, label, self.groups.get(name)) for name, label in self.labels.items())
         return hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
 
     @property
     def sample_labels(self) -> list[str]:
-        """The label of each of them."""
+        """Label of each of `refs`, in their order."""
         return [self.labels[ref.name] for ref in self.refs]
 
 
 def open_labelled(
     spec: str | list[str], selection: Selection | None = None, *, root: str | None = None
 ) -> LabelledCorpus:
-    """What `spec` names: shards (anything that `open_corpus` takes), or a list (data/lists) of videos below `root`.
+    """Open shards (anything that `open_corpus` takes) or a list (data/lists) of videos below `root`.
 
-    selection: of a list. Of shards its `label` alone: where a sample's json has it, such as `label` or
-    `truth.objects.0.motion`. Raises ValueError where nothing is labelled."""
+    selection: which part of a list. For shards only its `label` counts: the place in a sample's json, such as `label`
+    or `truth.objects.0.motion`. Raises ValueError if nothing is labelled."""
     selection = selection or Selection()
     if is_list(spec):
         assert isinstance(spec, str)
@@ -83,8 +84,10 @@ def open_labelled(
 
 
 def share_of(source: LabelledCorpus, share: float, seed: int) -> LabelledCorpus:
-    """This share of the labelled samples of each class, one at least, drawn by their names and the seed: a larger
-    share has all of a smaller one. A list's corpus then has no others; that of shards is whole."""
+    """Return this share of the labelled samples of each class, at least one, drawn by their names and the seed.
+
+    A larger share contains every smaller one. The corpus of a list is reduced to the drawn samples; that of shards
+    stays whole."""
     by_class = defaultdict(list)
     for name, label in source.labels.items():
         by_class[label].append((seeding.key(seed, "share of labels", name), name))
@@ -106,14 +109,16 @@ def _of_files(corpus: VideoListCorpus) -> LabelledCorpus:
     if not labels:
         raise ValueError(f"{corpus.origin}: none of its {len(corpus)} videos has a label ({corpus.listing.layout})")
     problems = told_once(corpus.all_problems(), unlabelled)
-    if unlabelled:  # which a finetuning would draw, and train on none
+    if unlabelled:  # finetuning would draw the unlabelled ones and have no target for them
         corpus = corpus.part(labels, f"{len(labels):,} of {len(corpus):,} with a label")
     return LabelledCorpus(corpus, labels, problems)
 
 
 def told_once(problems: Iterable[Problem], lacking: list[Problem]) -> list[Problem]:
-    """Both, where a sample lacks a label or caption for the reason that one of `problems` is about: that then is no
-    notice, and its words are the sample's."""
+    """Return both lists without reporting a sample twice.
+
+    If a sample lacks a label or caption for the reason that a notice in `problems` gives, the notice is dropped and
+    its detail moves to the sample's own problem."""
     problems = list(problems)
     why = {(problem.key, problem.reason): problem.detail for problem in problems if problem.reason in NOTICES}
     notices = {problem: (problem.key, problem.reason.replace("no_", "bad_")) for problem in lacking}
@@ -122,7 +127,7 @@ def told_once(problems: Iterable[Problem], lacking: list[Problem]) -> list[Probl
 
 
 def labelled_inventory(part: str, source: LabelledCorpus, listed: str = "") -> Inventory:
-    """What of a part is usable and what is left out, with a few samples and their labels."""
+    """Return the inventory of a part: usable and left-out samples, with a few examples and their labels."""
     refs = source.refs
     count = min(NAMED, len(refs))
     chosen = [refs[len(refs) * k // count] for k in range(count)]
@@ -135,7 +140,7 @@ def labelled_inventory(part: str, source: LabelledCorpus, listed: str = "") -> I
 
 
 def refuse_unsplit(key: str, spec: str | list[str], test: LabelledCorpus) -> None:
-    """Raises ValueError where the test, of the same folder as the training part, is not told apart from it."""
+    """Raise ValueError if test and training part are the same folder and nothing separates them."""
     listing = test.corpus.listing if isinstance(test.corpus, VideoListCorpus) else None
     if listing and listing.of_folder and not listing.chosen:
         raise ValueError(
@@ -145,15 +150,16 @@ def refuse_unsplit(key: str, spec: str | list[str], test: LabelledCorpus) -> Non
 
 
 def written_notes(classes: Sequence[str], train: LabelledCorpus, test: LabelledCorpus) -> list[str]:
-    """Sentences on labels and groups by which figures are others than they seem; none where there are none."""
+    """Return warnings about labels and groups that make the metrics misleading; empty if there are none."""
     labels, groups = [*train.sample_labels, *test.sample_labels], [*train.groups.values(), *test.groups.values()]
     notes = [single_class_note(classes), alike_note(labels), missing_note(labels)]
     return list(filter(None, [*notes, alike_note(groups, "groups"), missing_note(groups, "groups")]))
 
 
 def overlap_note(train: LabelledCorpus, test: LabelledCorpus) -> str:
-    """A sentence on what training and test share: the same files, or bytes of the same shard, or copies of them;
-    groups of lists."""
+    """Return a warning about what training and test share; "" if nothing.
+
+    Counted are the same files, the same bytes of a shard, copies of them, and groups of lists."""
     known = {_place(ref) for ref in train.refs}
     shared = {ref.name for ref in test.refs if _place(ref) in known} | _copies(train.refs, test.refs)
     said = []
@@ -170,8 +176,10 @@ def _place(ref: SampleRef) -> tuple[str, int]:
 
 
 def _copies(train: Sequence[SampleRef], test: Sequence[SampleRef]) -> set[str]:
-    """The names of test samples on this machine's disks whose video has the bytes of a training one's, wherever they
-    lie. Both ends are read of those of one length, and the whole of those that have them in common."""
+    """Return the names of test samples whose video has the same bytes as a training one, wherever both are stored.
+
+    Only local files are compared. Both ends are read for videos of equal length, and the whole only where the ends
+    agree."""
     lengths = {_length(ref) for ref in train} - {0}
     alike = [ref for ref in test if _length(ref) in lengths]
     lengths = {_length(ref) for ref in alike}
@@ -185,7 +193,7 @@ def _copies(train: Sequence[SampleRef], test: Sequence[SampleRef]) -> set[str]:
 
 
 def _length(ref: SampleRef) -> int:
-    """Of its video in bytes; 0 where it is empty, gone, or on a server."""
+    """Return the length of the sample's video in bytes; 0 if it is empty, missing, or on a server."""
     return 0 if "://" in ref.shard else max(0, ref.members[ref.video][1])
 
 
@@ -199,7 +207,9 @@ def _of_all(ref: SampleRef) -> bytes:
 
 
 def _digest(ref: SampleRef, parts: list[tuple[int, int]]) -> bytes:
-    """Of a video's length and these parts of its shard, (start, bytes); of its place where it cannot be read."""
+    """Return a digest of the video's length and these parts of its shard, (start, bytes).
+
+    If it cannot be read, the digest is of its place."""
     start, size = ref.members[ref.video]
     digest = hashlib.blake2b(f"{size}".encode(), digest_size=16)
     try:
@@ -213,7 +223,7 @@ def _digest(ref: SampleRef, parts: list[tuple[int, int]]) -> bytes:
 
 
 def label_at(path: str) -> Callable[[dict], str]:
-    """Reads a label from a sample's json by a dotted path, such as `label` or `truth.objects.0.motion`."""
+    """Return a reader of a json label at a dotted path, such as `label` or `truth.objects.0.motion`."""
 
     def read_label(fields: Any) -> str:
         for part in path.split("."):
@@ -226,7 +236,7 @@ def label_at(path: str) -> Callable[[dict], str]:
 
 
 def read_labels(corpus: Corpus, path: str) -> tuple[dict[str, str], list[Problem]]:
-    """The label of each sample by its name, and the samples that have none. Raises ValueError where none has one."""
+    """Return the label of each sample by its name, and the samples without one. Raises ValueError if none has one."""
     label_of = label_at(path)
     return _read_each(
         corpus,
@@ -239,7 +249,8 @@ def read_labels(corpus: Corpus, path: str) -> tuple[dict[str, str], list[Problem
 
 
 def read_captions(corpus: Corpus) -> tuple[dict[str, str], list[Problem]]:
-    """The first caption of each sample by its name, and those that have none. Raises ValueError where none has."""
+    """Return each sample's first caption by its name, and the samples without one. Raises ValueError if none has
+    one."""
     return _read_each(
         corpus,
         list(CAPTION_EXTENSIONS),

@@ -1,4 +1,4 @@
-"""Nearest neighbours on a small labelled set during pretraining: what the loss curve does not show.
+"""Nearest-neighbour accuracy on a small labelled set during pretraining: what the loss curve does not show.
 
 Shapes: B clips, D width of the encoder.
 """
@@ -33,7 +33,8 @@ from tgm_scale.runtime.distributed import HostCollectives
 
 
 def knn_selection(config: Config, role: Role) -> Selection:
-    """What of a list the nearest neighbours read: by the groups of the data, where both parts are one list."""
+    """Return the selection of a list for the nearest neighbours: by the groups of the data if both parts are one
+    list."""
     settings, data = config.knn, config.data
     if data.test_groups is None or settings.train != settings.test or not is_list(settings.test):
         return Selection(role, label=settings.label)
@@ -41,9 +42,9 @@ def knn_selection(config: Config, role: Role) -> Selection:
 
 
 class Neighbours:
-    """The labelled clips, decoded once and kept: 2.4 MB a clip of 16 frames at 224, divided over the processes.
+    """Labelled clips, decoded once and kept in memory: 2.4 MB a clip of 16 frames at 224, divided over the processes.
 
-    Raises ValueError where a part has no usable clip."""
+    Raises ValueError if a part has no usable clip."""
 
     def __init__(self, config: Config, collectives: HostCollectives) -> None:
         settings, data = config.knn, config.data
@@ -75,7 +76,8 @@ class Neighbours:
 
     @torch.no_grad()
     def __call__(self, model: Any) -> dict[str, float]:
-        """Accuracy for the encoder of a `MaskedVideoAutoencoder`, computed in evaluation mode. Collective."""
+        """Return the accuracy of the encoder of a `MaskedVideoAutoencoder`, computed in evaluation mode.
+        Collective."""
         was_training = model.training
         model.eval()
         train, test = (self._features(model.encoder, part) for part in self._parts.values())
@@ -85,7 +87,7 @@ class Neighbours:
         return {"knn_accuracy": right_M.double().mean().item()}
 
     def _features(self, encoder: nn.Module, part: _Part) -> Tensor:
-        """Mean tokens of all processes' clips, in the order of the labels. All make the same number of passes."""
+        """Return the mean tokens of all processes' clips in the order of the labels. All make equally many passes."""
         device = self._collectives.process.device
         rows = []
         for clips in part.clips.split(PASS):
@@ -100,7 +102,7 @@ class Neighbours:
 
 
 class _Part:
-    """This process's share of the clips (every world-size-th), filled up to the longest share, and all labels."""
+    """This process's share of the clips (every world-size-th), padded to the longest share, and all labels."""
 
     def __init__(self, source: LabelledCorpus, decoder: Decoder, collectives: HostCollectives) -> None:
         rank, ranks = collectives.process.rank, collectives.process.world_size

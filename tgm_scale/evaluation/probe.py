@@ -1,12 +1,12 @@
-"""Linear probe on frozen features: multinomial logistic regression, solved to the end.
+"""Linear probe on frozen features: multinomial logistic regression, solved to convergence.
 
-Newton's method in float64 on standardised features; of large problems the search for a step is in float32, and its end
-is judged in float64. There is no learning rate, no batch order and no number of epochs to choose: for each strength of
-the ridge penalty the problem is convex and has one answer, and the strength is chosen on a part of the training clips
-(of a list with groups, of the groups); where the best is the first or the last that was tried, further ones are tried.
-So the same features and seed give the same accuracy to the last digit.
+Newton's method in float64 on standardised features; for large problems the step is searched in float32, and
+convergence is judged in float64. There is no learning rate, batch order or number of epochs to choose: for each
+strength of the ridge penalty the problem is convex and has one solution, and the strength is chosen on a held-out part
+of the training clips (of the groups, for a list with groups); if the best is the first or the last tried, further ones
+are tried. So the same features and seed give the same accuracy to the last digit.
 
-Shapes: N training clips, M test clips, D width of the features, E the same and 1, C classes.
+Shapes: N training clips, M test clips, D width of the features, E = D + 1, C classes.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from tgm_scale.runtime import seeding
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # each starts from the solution of the one before
 VALIDATION_SHARE = 0.2
-STRONGER, WEAKER = (1e0, 1e1, 1e2), (1e-6, 1e-7, 1e-8)  # tried where the best is at an edge, as long as it is worth it
-# Accuracy that is worth a further fit, each up to 2.6 times as long as the one before: one clip of 2,000. Of 240,000
-# clips x 768, 400 classes, the fit at 1e-7 took 23 minutes of a core, and that at 1e-8 more (2026-11-28).
+STRONGER, WEAKER = (1e0, 1e1, 1e2), (1e-6, 1e-7, 1e-8)  # tried if the best is at an edge, while worthwhile
+# Accuracy gain that is worth a further fit, each up to 2.6 times as long as the one before: one clip of 2,000. For
+# 240,000 clips x 768 and 400 classes, the fit at 1e-7 took 23 minutes on one core, and that at 1e-8 longer
+# (2026-11-28).
 _WORTH = 5e-4
-_TOLERANCE = 1e-6  # of the largest gradient, at a penalty of 1e-3 or more; below in proportion to the penalty
+_TOLERANCE = 1e-6  # bound on the largest gradient entry, for penalties from 1e-3; below, in proportion to the penalty
 _NEWTON_STEPS, _CONJUGATE_STEPS = 100, 400
-# Above this many clips x width x classes the products with the second derivative are in float32, at 2.9 times the
-# speed of a CPU core (2026-11-27); below, a probe takes seconds. Six Newton steps of 5 to 20 products are usual.
-# Curvature that takes many more is too weak for float32, and the fit goes on in float64.
+# Above this clips x width x classes, products with the second derivative are in float32, 2.9 times as fast on a CPU
+# core (2026-11-27); below, a probe takes seconds. Six Newton steps of 5 to 20 products are usual. Curvature that takes
+# many more is too weak for float32, and the fit goes on in float64.
 _LARGE = 10**8
-_WIDEST = 4096  # the smaller of clips and width, above which the directions take more than a minute of a core to find
+_WIDEST = 4096  # limit on min(clips, width): above, finding the directions takes more than a minute on one core
 _SINGLE_NEWTON_STEPS, _SINGLE_CONJUGATE_STEPS = 20, 100
 
 
 class ProbeResult(NamedTuple):
-    """The probe's scores of the test clips, and the penalty that it chose."""
+    """The probe's scores of the test clips and the chosen penalty."""
 
     scores_MC: Tensor  # float64, before softmax, on the CPU
     penalty: float
@@ -46,16 +47,16 @@ class ProbeResult(NamedTuple):
 
 
 class Validation(NamedTuple):
-    """How a part of the training clips is chosen that choices are made on.
+    """Rule that selects the part of the training clips held out for choosing hyperparameters.
 
-    groups: of each clip, such as its subject or scene: a fifth of the groups is held out whole, since clips of one
-    group are alike. None, or a single one: a fifth of the clips."""
+    groups: the group of each clip, such as its subject or scene: a fifth of the groups is held out whole, since clips
+    of one group are alike. If None or all the same, a fifth of the clips."""
 
     seed: int = 0
     groups: Sequence[str] | None = None
 
     def rows(self, clips: int) -> tuple[Tensor, Tensor]:
-        """(held out, kept): int64, the order is drawn by the seed."""
+        """Return the row numbers (held out, kept), int64, in an order drawn by the seed."""
         distinct = sorted(set(self.groups or ()))
         order = self._drawn(clips)
         if len(distinct) < 2:
@@ -67,7 +68,7 @@ class Validation(NamedTuple):
         return order[out], order[~out]
 
     def described(self) -> str:
-        """What was held out, in words."""
+        """Return a description of what was held out."""
         count = len(set(self.groups or ()))
         return "a fifth of the clips" if count < 2 else f"{max(1, round(VALIDATION_SHARE * count))} of {count} groups"
 
@@ -76,7 +77,7 @@ class Validation(NamedTuple):
 
 
 class _Linear(NamedTuple):
-    """Weights in float64: [D, C] and [C]."""
+    """Weights [D, C] and bias [C], float64."""
 
     weight: Tensor
     bias: Tensor
@@ -92,10 +93,10 @@ def probe(
     validation: Validation | None = None,
     device: torch.device | None = None,
 ) -> ProbeResult:
-    """Fit on the training clips, predict the test clips.
+    """Fit on the training clips and score the test clips.
 
-    labels: int64 from 0. `device`: where (default: the CPU), in float64 there, too.
-    Raises ValueError for fewer than two classes or fewer than ten training clips."""
+    labels: int64 from 0. `device`: where to compute (default: the CPU), in float64 there, too. Raises ValueError for
+    fewer than two classes or fewer than ten training clips."""
     classes = int(labels_N.max()) + 1
     refuse_too_few(classes, len(train_ND))
     train_ND, test_MD = turned(*standardised(train_ND.to(device), test_MD.to(device)))
@@ -111,16 +112,17 @@ def probe(
         return right.double().mean().item()
 
     best, accuracy, at_edge = choose(accuracy_of)
-    # Of large problems 90 products in place of 199 from 0, and of 200 from the solution of the same penalty, which is
-    # far too sure of the clips that were held out (24,000 clips x 768, 100 classes, penalty 1e-5; 2026-11-28)
+    # For large problems: 90 products, against 199 from zero and 200 from the solution at the same penalty, which is
+    # far too certain of the clips that were held out (24,000 clips x 768, 100 classes, penalty 1e-5; 2026-11-28)
     near = solutions[max(best, PENALTIES[1])] if _is_large(train_ND, classes) else None
     chosen = fit(train_ND, labels_N, classes, best, near)
     return ProbeResult(chosen.scores(test_MD).cpu(), best, accuracy, at_edge)
 
 
 def too_few(classes: int, clips: int, share: float = 1.0) -> str:
-    """In words, how these are fewer than a probe, of any kind, can be fitted to; "" where they are not. share:
-    data.share, by which clips were drawn."""
+    """Return why a probe of any kind cannot be fitted to so few classes or clips; "" if it can.
+
+    share: data.share, by which the clips were drawn."""
     if classes >= 2 and clips >= 10:
         return ""
     drawn = f", by data.share={share:g}" if share < 1 else ""
@@ -128,14 +130,16 @@ def too_few(classes: int, clips: int, share: float = 1.0) -> str:
 
 
 def refuse_too_few(classes: int, clips: int, share: float = 1.0) -> None:
-    """Raises ValueError for `too_few`."""
+    """Raise ValueError if `too_few` gives a reason."""
     if few := too_few(classes, clips, share):
         more = "raise data.share, give" if share < 1 else "give"
         raise ValueError(f"{few}: {more} more labelled clips, or take tgm-scale knn, which works with any number")
 
 
 def choose(accuracy_of: Callable[[float], float]) -> tuple[float, float, bool]:
-    """(best penalty, its accuracy, whether it is the last that may be tried). Of equals the strongest of PENALTIES."""
+    """Return (best penalty, its accuracy, whether it is the last that may be tried).
+
+    Ties go to the strongest of PENALTIES."""
     found = {penalty: accuracy_of(penalty) for penalty in PENALTIES}
     best = max(found, key=found.__getitem__)
     beyond = {PENALTIES[0]: STRONGER, PENALTIES[-1]: WEAKER}.get(best, ())
@@ -148,7 +152,7 @@ def choose(accuracy_of: Callable[[float], float]) -> tuple[float, float, bool]:
 
 
 def standardised(train_ND: Tensor, test_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64, each feature with the training clips' mean taken off and divided by their standard deviation.
+    """Return both in float64, with each feature standardised by the training clips' mean and standard deviation.
 
     A feature that is constant there becomes 0."""
     train_ND, test_MD = train_ND.double(), test_MD.double()
@@ -158,10 +162,10 @@ def standardised(train_ND: Tensor, test_MD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def turned(train_ND: Tensor, test_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """Both along the directions in which the training clips vary, no more of them than there are clips.
+    """Rotate both to the directions in which the training clips vary, at most as many as there are clips.
 
-    The ridge penalty is the same in these, and so are the scores; the second derivative becomes nearly diagonal, and
-    small where there are more features than clips: 61 s became 7 for 1,000 clips x 3,072 (2026-11-28)."""
+    The ridge penalty and the scores stay the same; the second derivative becomes nearly diagonal, and small if there
+    are more features than clips: 61 s became 7 s for 1,000 clips x 3,072 (2026-11-28)."""
     if min(train_ND.shape) > _WIDEST:
         return train_ND, test_MD
     if len(train_ND) < train_ND.shape[1]:
@@ -172,16 +176,16 @@ def turned(train_ND: Tensor, test_MD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fit(x_ND: Tensor, labels_N: Tensor, classes: int, penalty: float, start: _Linear | None = None) -> _Linear:
-    """The minimum of mean cross entropy + penalty / 2 * sum of squared weights (the bias is free).
+    """Minimise mean cross entropy + penalty / 2 * sum of squared weights (the bias is not penalised).
 
-    Newton's method, truncated (Nocedal and Wright, Numerical Optimization, 2nd edition, section 7.1): about 6 steps,
-    whatever the penalty. L-BFGS did not get there in 3,000 steps where features are many and correlated."""
+    Truncated Newton's method (Nocedal and Wright, Numerical Optimization, 2nd edition, section 7.1): about 6 steps for
+    any penalty. L-BFGS did not converge in 3,000 steps with many correlated features."""
     objective = _Objective(x_ND, labels_N, classes, penalty)
     single = _is_large(x_ND, classes)
     weight, bias = start or _Linear(x_ND.new_zeros(x_ND.shape[1], classes), x_ND.new_zeros(classes))
     at_EC = torch.cat([weight, bias[None]])
     value = objective.value(at_EC)
-    # The objective is at most |gradient|^2 / (2 penalty) above its minimum: a weak penalty wants a small gradient
+    # The objective is at most |gradient|^2 / (2 penalty) above its minimum: a weak penalty needs a small gradient
     tolerance = _TOLERANCE * min(1.0, penalty / 1e-3)
     for number in range(_NEWTON_STEPS):
         gradient_EC, scale_EC, curved = objective.around(at_EC, torch.float32 if single else torch.float64)
@@ -194,7 +198,7 @@ def fit(x_ND: Tensor, labels_N: Tensor, classes: int, penalty: float, start: _Li
             single = False
             continue
         slope, share = float((gradient_EC * step_EC).sum()), 1.0
-        enough = 1e-4 * slope  # section 3.1 there; 1e-14: rounding
+        enough = 1e-4 * slope  # Armijo condition, section 3.1 there; the 1e-14 below allows for rounding
         while (lower := objective.value(there_EC := at_EC + share * step_EC)) > value + share * enough + 1e-14:
             if share <= 1e-10:
                 break
@@ -208,12 +212,12 @@ def _is_large(x_ND: Tensor, classes: int) -> bool:
 
 
 class _Objective:
-    """What `fit` minimises, as a function of the weights with the bias below them: [E, C], E = D + 1."""
+    """The objective of `fit`, a function of the weights with the bias as last row: [E, C], E = D + 1."""
 
     def __init__(self, x_ND: Tensor, labels_N: Tensor, classes: int, penalty: float):
         self._x_NE = torch.cat([x_ND, x_ND.new_ones(len(x_ND), 1)], dim=1)
         self._rounded: dict[torch.dtype, Tensor] = {}
-        self._last: tuple[Tensor, Tensor] | None = None  # weights and their scores: where a step ends the next begins
+        self._last: tuple[Tensor, Tensor] | None = None  # weights and scores: one step ends where the next begins
         self._squares_E1 = self._x_NE.square().mean(dim=0)[:, None]
         self._labels_N = labels_N
         self._targets_NC = F.one_hot(labels_N, classes).to(x_ND.dtype)
@@ -230,8 +234,9 @@ class _Objective:
         return self._last[1]
 
     def around(self, at_EC: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """The gradient, in float64; about the diagonal of the second derivative; and what multiplies a direction
-        [E, C] by that derivative, in `dtype`."""
+        """Return gradient, approximate diagonal of the second derivative, and product with that derivative.
+
+        The gradient is float64; the product is a function of a direction [E, C], computed in `dtype`."""
         x_NE, count = self._x_NE, len(self._x_NE)
         chances_NC = self._scores(at_EC).softmax(dim=1)
         gradient_EC = x_NE.T @ (chances_NC - self._targets_NC) / count + self._penalty_E1 * at_EC
@@ -252,12 +257,14 @@ class _Objective:
 def _conjugate_gradients(
     curved: Callable[[Tensor], Tensor], scale_EC: Tensor, wanted_EC: Tensor, steps: int
 ) -> tuple[Tensor, bool]:
-    """The step whose product with the second derivative is `wanted`, the nearer the smaller `wanted` is already; and
-    whether it is that near after so many steps. scale: about that derivative's diagonal, the preconditioner."""
+    """Solve second derivative x step = `wanted` by preconditioned conjugate gradients.
+
+    Returns the step and whether it reached the tolerance, which is tighter the smaller `wanted` is, within `steps`
+    steps. scale: approximate diagonal of the second derivative, the preconditioner."""
 
     def scaled(rest_EC: Tensor) -> Tensor:
         by_EC = rest_EC / scale_EC
-        return by_EC - by_EC.mean(dim=1, keepdim=True)  # the same for all classes changes no chance: none of it
+        return by_EC - by_EC.mean(dim=1, keepdim=True)  # a shift of all classes changes no probability: remove it
 
     found_EC, rest_EC, direction_EC = torch.zeros_like(wanted_EC), wanted_EC, scaled(wanted_EC)
     squared, begun = (rest_EC * direction_EC).sum(), rest_EC.square().sum()

@@ -17,10 +17,10 @@ RANKS = (1, 5, 10)
 
 
 def ranks(name: str, scores_QG: Tensor, right_QG: Tensor, same_Q: Tensor) -> tuple[dict[str, Any], dict[str, float]]:
-    """Recall at 1, 5 and 10 with intervals, and at 1 by chance; median and mean rank, from 1. The median of an even
-    number of ranks is the mean of the middle two, as numpy's, which CLIP4Clip's code takes.
+    """Return recall at 1, 5 and 10 with intervals; and recall at 1 by chance, median and mean rank, from 1.
 
-    same_Q: int64, equal where queries are the same one, whose answers are right or wrong together: intervals are over
+    The median of an even number of ranks is the mean of the middle two, as in numpy, which CLIP4Clip's code uses.
+    same_Q: int64, equal for queries that are the same, whose answers are right or wrong together: intervals are over
     distinct queries."""
     place_Q = first_right(scores_QG, right_QG)
     recalls = {f"{name} R@{k}": results.accuracy(place_Q < k, same_Q) for k in RANKS if k < scores_QG.shape[1]}
@@ -35,13 +35,16 @@ def ranks(name: str, scores_QG: Tensor, right_QG: Tensor, same_Q: Tensor) -> tup
 
 
 def first_right(scores_QG: Tensor, right_QG: Tensor) -> Tensor:
-    """Place, from 0, of the best right answer of each query, int64 [Q]; wrong answers of equal score go before it."""
+    """Return the place, from 0, of each query's best right answer, int64 [Q]; wrong answers of equal score precede
+    it."""
     best_Q1 = scores_QG.masked_fill(~right_QG, -torch.inf).amax(dim=1, keepdim=True)
     return ((scores_QG >= best_Q1) & ~right_QG).sum(dim=1)
 
 
 def dual_softmax(cosines_QG: Tensor) -> Tensor:
-    """Each score times its softmax over the queries, [Q, G] (Cheng et al. 2021, arXiv 2109.04290, section 3.3), at
-    CLIP's scale of 100. It looks at all queries at once, so it is no figure for one query alone."""
+    """Return each score times its softmax over the queries, [Q, G], at CLIP's scale of 100.
+
+    Cheng et al. 2021, arXiv 2109.04290, section 3.3. It uses all queries at once, so it does not apply to a single
+    query."""
     scores_QG = MAX_SCALE * cosines_QG
     return scores_QG * scores_QG.softmax(dim=0)

@@ -1,4 +1,4 @@
-"""The output of an evaluation: RUN/results.json, RUN/predictions.jsonl, a summary."""
+"""Output of an evaluation: RUN/results.json, RUN/predictions.jsonl, RUN/left_out.jsonl and a summary."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ from tgm_scale.runtime.outside.json_text import json_object
 if TYPE_CHECKING:
     from tgm_scale.evaluation.cache import Clips
 
-Clip = tuple[int, int]  # frames and side
-FEW_GROUPS = 10  # an interval over 10 groups that says 95 % covers 91 % (tests/evaluation/test_intervals.py)
-FEW = 30  # test clips: below, one of them moves top-1 by more than 0.03
+Clip = tuple[int, int]  # frames and side of a clip
+FEW_GROUPS = 10  # a 95 % interval over 10 groups covers 91 % (tests/evaluation/test_intervals.py)
+FEW = 30  # test clips: below this, one of them moves top-1 by more than 0.03
 
 
 def class_numbers(classes: Sequence[str], labels: Sequence[str]) -> Tensor:
-    """Each label's number among the classes, int64 [M]; -1 for an unknown one, which no prediction matches."""
+    """Return each label's number among the classes, int64 [M]; -1 for an unknown one, which no prediction matches."""
     number = {label: i for i, label in enumerate(classes)}
     return torch.tensor([number.get(label, -1) for label in labels])
 
 
 def accuracy(right_M: Tensor, same_M: Tensor | None = None) -> dict[str, Any]:
-    """Share of right answers with its bootstrap interval over the test clips. same_M: equal where answers are to the
-    same caption; then it is over the captions, where these are fewer."""
+    """Return the share of right answers with its bootstrap interval over the test clips.
+
+    same_M: equal for answers to the same caption; the interval is then over captions, if these are fewer."""
     distinct = 0 if same_M is None else len(same_M.unique())
     if same_M is None or distinct == len(right_M):
         return _with_interval(paired_interval(right_M.double()[None]), right_M)
@@ -48,8 +49,10 @@ def _with_interval(found: Interval, right_M: Tensor) -> dict[str, Any]:
 
 
 def classification_metrics(scores_MC: Tensor, truth_M: Tensor, labels: Sequence[str]) -> dict[str, Any]:
-    """top-1, its mean over the classes that the test clips have, and top-5, with intervals. labels: their own, M of
-    them, by which classes are told apart that have no number. Raises ValueError for scores that are not finite."""
+    """Return top-1, mean class accuracy over the classes of the test clips, and top-5, with intervals.
+
+    labels: of the M test clips; they separate classes that have no number. Raises ValueError for scores that are not
+    finite."""
     refuse_not_finite(scores_MC)
     ranked = scores_MC.argsort(dim=1, descending=True, stable=True)
     right_M = ranked[:, 0] == truth_M
@@ -60,15 +63,16 @@ def classification_metrics(scores_MC: Tensor, truth_M: Tensor, labels: Sequence[
 
 
 def predictions(clips: Clips, classes: Sequence[str], scores_MC: Tensor) -> Iterator[dict[str, str]]:
-    """A row for each test clip: what it is, and the class of the highest score; its group, where all have one."""
+    """Yield a row for each test clip: key, label, predicted class, and its group if all have one."""
     groups = clips.groups or [""] * len(clips.keys)
     for key, label, group, best in zip(clips.keys, clips.labels, groups, scores_MC.argmax(1).tolist()):
         yield {"key": key, "label": label, "prediction": classes[best], **({"group": group} if group else {})}
 
 
 def baselines(scores_MC: Tensor, truth_M: Tensor, clips: Clips, trained: Sequence[str]) -> dict[str, str]:
-    """What top-1 is to be compared with: the share of the test clips whose class is the most frequent of the training
-    (`trained`, a label each); and, where the test clips have groups, its interval over these."""
+    """Return references for top-1: the share of test clips of the most frequent training class, and group intervals.
+
+    trained: the label of each training clip. If the test clips have groups, top-1's interval over these is added."""
     most = Counter(sorted(trained)).most_common(1)[0][0]
     share = clips.labels.count(most) / len(clips.labels)
     found = {"majority class": f"top1 of always answering {shown(most)}: {share:.4f}"}
@@ -83,8 +87,10 @@ def baselines(scores_MC: Tensor, truth_M: Tensor, clips: Clips, trained: Sequenc
 
 
 def compared(right_M: Tensor, clips: Clips, method: Mapping[str, bool]) -> dict[str, Any]:
-    """Of a baseline: top-1 with its interval, and what the method's is above it. Intervals are over the groups of the
-    test clips where these have some, else over the clips. method: whether it is right, by the names of its clips."""
+    """Return a baseline's top-1 with its interval, and the method's gain over it.
+
+    Intervals are over the groups of the test clips if they have some, else over the clips. method: whether the method
+    is right, by the names of its clips."""
     top1 = accuracy(right_M)
     shared = [at for at, key in enumerate(clips.keys) if key in method]
     gain_M = torch.tensor([float(method[clips.keys[at]]) - float(right_M[at]) for at in shared], dtype=torch.float64)
@@ -100,7 +106,7 @@ def compared(right_M: Tensor, clips: Clips, method: Mapping[str, bool]) -> dict[
 
 
 def cautions(scores_MC: Tensor, classes: Sequence[str]) -> dict[str, str]:
-    """What stands beside figures that tell little: of predictions that are all one class, of few test clips."""
+    """Return warnings about metrics that tell little: all predictions are one class, or test clips are few."""
     clips, best = len(scores_MC), scores_MC.argmax(1).unique().tolist()
     found = {}
     if len(best) == 1 and len(classes) > 1:
@@ -124,7 +130,7 @@ def few_groups(groups: int) -> str:
 
 
 def refuse_not_finite(scores_MC: Tensor) -> None:
-    """Raises ValueError for scores that are not finite."""
+    """Raise ValueError for scores that are not finite."""
     if not scores_MC.isfinite().all():
         raise ValueError(
             "the scores of the test clips are not finite (is a temperature too small?): no figure is made"
@@ -132,7 +138,7 @@ def refuse_not_finite(scores_MC: Tensor) -> None:
 
 
 def _class_accuracy(right_M: Tensor, labels: Sequence[str]) -> dict[str, Any]:
-    """The share of right answers in each class, mean over classes: each has the same weight."""
+    """Return the share of right answers in each class, averaged over classes with equal weight."""
     class_M = class_numbers(sorted(set(labels)), labels)
     return _with_interval(class_interval(right_M, class_M), right_M)
 
@@ -142,12 +148,12 @@ def by_reason(problems: Iterable[Problem]) -> dict[str, int]:
 
 
 def optional_note(*texts: str) -> dict[str, str]:
-    """A note for the metadata of those that say something, if there is one."""
+    """Return the non-empty notes as one for the metadata; empty if there are none."""
     return {"note": text} if (text := "; ".join(filter(None, texts))) else {}
 
 
 def interpolation_note(positions: Clip | None, frames: int, side: int) -> dict[str, str]:
-    """A line for the log and for results.json where positions are interpolated."""
+    """Return a line for the log and results.json if positions are interpolated, else nothing."""
     if positions is None:
         return {}
     return {
@@ -162,9 +168,9 @@ def write(
     predictions: Iterable[dict[str, Any]],
     problems: Mapping[str, Sequence[Problem]],
 ) -> dict[str, Any]:
-    """Write results.json, predictions.jsonl and left_out.jsonl, each whole or not at all; returns the results.
+    """Write results.json, predictions.jsonl and left_out.jsonl, each atomically; return the results.
 
-    problems: by part of the data. Where the folder holds another method's results, these get names of their own:
+    problems: by part of the data. If the folder holds another method's results, these files get names of their own:
     results-METHOD.json, and so on."""
     every = [problem for of_part in problems.values() for problem in of_part]
     results = {**results, "left_out": by_reason(every), "versions": versions()}
@@ -179,7 +185,7 @@ def write(
 
 
 def _ending(folder: Path, method: str) -> str:
-    """ "" where the folder is this method's or nobody's."""
+    """Return the suffix of the files' names; "" if the folder holds this method's results or none."""
     try:
         before = json_object(folder / "results.json").get("method")
     except (OSError, ValueError):
@@ -188,7 +194,7 @@ def _ending(folder: Path, method: str) -> str:
 
 
 def summary(results: dict[str, Any], folder: Path) -> str:
-    """The results in a few lines, with the folder that they were written to."""
+    """Return the results in a few lines, with the folder that they were written to."""
     lines = [results["method"]]
     lines += [f"  {name:12} {text}" for name, text in in_words(results)]
     lines += [f"  {name}: {text}" for name, text in compared_in_words(results)]

@@ -1,7 +1,7 @@
 """`tgm-scale retrieve`: a joint model's clips and texts in one space, for retrieval and for zero-shot classes.
 
-A video's embedding is the projection of its mean token, everything visible, as pretraining has it for what it sees; a
-text's is that of the frozen tower of the pretraining.
+A video's embedding is the projection of its mean token with every token visible, as pretraining projects the mean of
+the visible ones; a text's embedding is that of the frozen text tower of the pretraining.
 
 Shapes: M test clips, U distinct texts, C classes, E width of the joint space, D width of the encoder.
 """
@@ -33,7 +33,7 @@ from tgm_scale.runtime.progress import ProgressBars
 
 
 def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
-    """Retrieval by captions, or zero-shot classification. Raises ValueError for what cannot be read or evaluated."""
+    """Evaluate retrieval by captions, or zero-shot classification. Raises ValueError for input that cannot be used."""
     with session(config) as at, ProgressBars() as bars:
         if at.process.is_main:
             tell_unused(config, "retrieve")
@@ -64,7 +64,7 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
 
 
 def captioned(config: FrozenConfig) -> LabelledCorpus:
-    """The test part with captions in place of labels. Raises ValueError where none has one."""
+    """Return the test part with captions in place of labels. Raises ValueError if no sample has one."""
     selection = replace(config.data.selection("test"), wanted="caption")
     corpus = open_corpus(config.data.test, root=config.data.root, selection=selection)
     captions, problems = read_captions(corpus)
@@ -92,8 +92,9 @@ def _text_tower(at: Session) -> TextTower:
 
 
 def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, opened: dict[str, Any]) -> dict[str, Any]:
-    """Recalls and ranks in both directions, plain and by dual softmax. Clips of one caption are all right answers to
-    it; captions of equal tokens are one, as in training."""
+    """Return recalls and ranks in both directions, plain and by dual softmax.
+
+    All clips of a caption are right answers to it; captions with equal tokens count as one, as in training."""
     every = sorted(set(clips.labels))
     first: dict[int, str] = {}
     same = {
@@ -131,14 +132,16 @@ def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, opened:
 
 
 def _encoded(text: TextTower, texts: list[str]) -> Tensor:
-    """Float32 [U, E]. Raises ValueError where the tower gives what is not finite."""
+    """Return the texts' embeddings, float32 [U, E]. Raises ValueError if the tower's output is not finite."""
     text_UE = text.encode(texts).float()
     finite.refuse(text_UE, texts, "the text tower's numbers for this text")
     return text_UE
 
 
 def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, opened: dict[str, Any]) -> dict[str, Any]:
-    """The class whose texts are nearest: the mean over its names or descriptions in all templates, of unit length."""
+    """Classify each clip by the nearest class embedding: the mean over the texts of a class, of unit length.
+
+    The texts of a class are its names or descriptions in all templates."""
     descriptions = class_texts(at.config, clips.labels)
     classes = list(descriptions)
     of_labels = (single_class_note(classes), alike_note(clips.labels), missing_note(clips.labels))
@@ -163,7 +166,7 @@ def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, ope
 
 
 def _same_texts(text: TextTower, descriptions: dict[str, list[str]]) -> str:
-    """A sentence on classes whose texts are the same to the tower; "" if there are none."""
+    """Return a warning about classes whose texts are the same to the tower; "" if there are none."""
     of: dict[tuple[int, ...], list[str]] = {}
     every = [one for texts in descriptions.values() for one in texts]
     ids = iter(text.caption_ids(every).tolist())
@@ -177,9 +180,10 @@ def _same_texts(text: TextTower, descriptions: dict[str, list[str]]) -> str:
 
 
 def class_texts(config: FrozenConfig, labels: list[str]) -> dict[str, list[str]]:
-    """The texts of each class: its name, or the descriptions that data.classes gives it, in every template.
+    """Return the texts of each class: its name, or the descriptions that data.classes gives it, in every template.
 
-    Classes are those of data.classes, or else the test labels. Raises ValueError for a label that it does not name."""
+    Classes are those of data.classes, or else the test labels. Raises ValueError for a label that data.classes
+    lacks."""
     classes = ordered(labels, config.data.classes)
     listed = texts_of(classes, config.data.classes) if config.data.classes else {}
     names = {label: listed.get(label, [label.replace("_", " ")]) for label in classes}

@@ -1,4 +1,4 @@
-"""Ridge regression of classes, one against all: the answer of raw pixels.
+"""Ridge regression of classes, one against all: the classifier of the raw-pixel baseline.
 
 Shapes: N training clips, M test clips, D numbers of a clip, C classes.
 """
@@ -15,10 +15,11 @@ PENALTIES = tuple(10.0**power for power in range(-7, 3))
 
 
 def scores(train_ND: Tensor, labels_N: Tensor, test_MD: Tensor, validation: Validation) -> tuple[Tensor, float]:
-    """(scores float64 [M, C], the penalty), of the minimum of mean squared error + penalty * D * squared weights. The
-    numbers are centred, and scaled as a whole, since they have one unit: scaled one by one, pixels in which hardly
-    anything happens would count as much as the others. The penalty is the best on the validation part, of equals the
-    strongest. labels: int64 from 0."""
+    """Return (scores float64 [M, C], penalty) of the minimum of mean squared error + penalty * D * squared weights.
+
+    The numbers are centred and scaled as a whole, since they have one unit: scaled one by one, pixels that hardly
+    change would count as much as the others. The penalty is the best on the validation part; ties go to the strongest.
+    labels: int64 from 0."""
     classes = int(labels_N.max()) + 1
     train_ND, test_MD = train_ND.double(), test_MD.double()
     mean_D, scale = train_ND.mean(0), 1 / train_ND.std().clamp(min=1e-12)
@@ -34,7 +35,7 @@ def scores(train_ND: Tensor, labels_N: Tensor, test_MD: Tensor, validation: Vali
 
 
 class _Ridge:
-    """The problem in its dual form: N x N, whatever the width."""
+    """The regression in its dual form: N x N for any width."""
 
     def __init__(self, x_ND: Tensor, labels_N: Tensor, classes: int) -> None:
         targets_NC = F.one_hot(labels_N, classes).double()

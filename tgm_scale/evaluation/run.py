@@ -1,6 +1,7 @@
-"""`tgm-scale knn`, `probe` and `retrieve`: a checkpoint's frozen features evaluated. One process or many, same digits.
+"""`tgm-scale knn`, `probe` and `retrieve`: evaluation of a checkpoint's frozen features.
 
-Shapes: N training clips, M test clips, C classes.
+The results are the same to the last digit for any number of processes.  Shapes: N training clips, M test clips, C
+classes.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from tgm_scale.runtime.progress import ProgressBars
 
 
 class Scored(NamedTuple):
-    """Scores of test clips, whatever they mean: higher is likelier."""
+    """Class scores of the test clips in any unit; a higher score is a likelier class."""
 
     scores_MC: Tensor
     facts: dict[str, Any]
 
 
 Fit = Callable[[Clips, Tensor, Clips], Scored]  # training clips, their class numbers, test clips
-Check = Callable[[FrozenEncoder, list[str]], None]  # of the encoder and the labels, before features are made
+Check = Callable[[FrozenEncoder, list[str]], None]  # called with encoder and labels before features are computed
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Method:
 
 
 def run_knn(config: FrozenConfig) -> dict[str, Any]:
-    """Nearest neighbours. Raises ValueError for what cannot be read or evaluated."""
+    """Evaluate by nearest neighbours. Raises ValueError for a checkpoint or data that cannot be used."""
     settings = config.neighbours
 
     def fit(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
@@ -70,7 +71,7 @@ def run_knn(config: FrozenConfig) -> dict[str, Any]:
 
 
 def run_probe(config: FrozenConfig) -> dict[str, Any]:
-    """Linear or attentive probe. Raises ValueError for what cannot be read or evaluated."""
+    """Evaluate by a linear or attentive probe. Raises ValueError for a checkpoint or data that cannot be used."""
     settings, seed = config.probe, config.run.seed
 
     def linear(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
@@ -109,7 +110,7 @@ def run_probe(config: FrozenConfig) -> dict[str, Any]:
 
 
 def refuse_reading(settings: ProbeConfig, size: ModelSize, image_size: int) -> None:
-    """Raises ValueError for a probe that cannot read the tokens of an encoder of this size."""
+    """Raise ValueError if the probe cannot read the tokens of an encoder of this size."""
     if settings.head == "attentive":
         attentive.refuse_heads(settings.heads, size.width)
     across = image_size // size.patch
@@ -145,7 +146,7 @@ def _classify(config: FrozenConfig, method: Method) -> dict[str, Any]:
 
 
 class _Opened(NamedTuple):
-    """Labelled clips of an evaluation, and what is noted of them in its results."""
+    """Labelled corpora of an evaluation, and the notes that go into its results."""
 
     sources: dict[Role, LabelledCorpus]  # train and test
     classes: list[str]
@@ -219,7 +220,9 @@ def _score(
 
 
 def _random_weights(at: Session, of: baselines.Comparison, method: Method) -> dict[str, baselines.Baseline]:
-    """The same probe of the encoder as a run of this seed starts it; none where the encoder is that already."""
+    """Return the same probe on this encoder's initial weights as a baseline; empty if the encoder is random already.
+
+    The weights are those that a run of this seed starts from."""
     if at.config.encoder.checkpoint == "random":
         return {}
     rows = row_model(at.encoder.fresh(at.config.run.seed), method.pooling)
@@ -228,9 +231,10 @@ def _random_weights(at: Session, of: baselines.Comparison, method: Method) -> di
 
 
 def _verb_and_noun(config: FrozenConfig, method: Method, train: Clips, test: Clips) -> dict[str, Any]:
-    """EPIC's action by verb and noun, of probes, whose scores are logarithms of probabilities up to a constant.
+    """Return EPIC's action metrics from verb and noun; empty for other labels and for methods other than probes.
 
-    Raises ValueError where a probe of either cannot be fitted, such as of one verb."""
+    Only probes qualify: their scores are log probabilities up to a constant. Raises ValueError if either probe cannot
+    be fitted, for example to a single verb."""
     if config.data.label != "action" or not method.is_probe or not epic.are_actions([*train.labels, *test.labels]):
         return {}
     return epic.by_verb_and_noun(lambda numbers: method.fit(train, numbers, test).scores_MC, train.labels, test.labels)
@@ -239,8 +243,9 @@ def _verb_and_noun(config: FrozenConfig, method: Method, train: Clips, test: Cli
 def is_right(
     scores: Callable[[Tensor, Tensor, Tensor], Tensor], train: Clips, test: Clips, encoder: int = 0
 ) -> Tensor:
-    """Which test clips get their own label, bool [M], from the features of one of the encoders. Of classes with equal
-    scores the lowest number wins."""
+    """Return which test clips are classified correctly, bool [M], from the features of encoder number `encoder`.
+
+    Of classes with equal scores the lowest number wins."""
     classes = in_order(train.labels)
     truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))
     return scores(train.features[encoder], labels_N, test.features[encoder]).argmax(1) == truth_M

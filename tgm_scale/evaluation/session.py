@@ -1,4 +1,4 @@
-"""An evaluation of frozen features under way: its processes, its data, its encoder, its features."""
+"""A running evaluation of frozen features: its processes, data, encoder and features."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tgm_scale.runtime.progress import ProgressBars
 
 
 class Session(NamedTuple):
-    """An evaluation under way: its folder, this process among its processes."""
+    """A running evaluation: its folder, and this process with its collectives."""
 
     config: FrozenConfig
     folder: Path
@@ -43,12 +43,12 @@ class Session(NamedTuple):
 
 
 PARTS: tuple[Role, ...] = ("train", "test")
-_RANDOM_SIZE = "B"  # of random weights, unless encoder.size sets another
+_RANDOM_SIZE = "B"  # default encoder.size of random weights
 
 
 @contextmanager
 def session(config: FrozenConfig) -> Iterator[Session]:
-    """Claims the run folder, joins the processes, loads the encoder. Raises ValueError."""
+    """Claim the run folder, join the processes and load the encoder. Raises ValueError."""
     process = find_process()
     refuse_hidden_gpus(process)
     folder = run_folder.open_folder(config)
@@ -101,7 +101,7 @@ def _encoder(config: FrozenConfig, process: ProcessInfo) -> FrozenEncoder:
 
 
 def open_split(data: LabelledConfig, role: Role, seed: int = 0) -> LabelledCorpus:
-    """The training or test part. seed: of the choice of data.share. Raises ValueError."""
+    """Open the training or test part. seed: draws the samples of data.share. Raises ValueError."""
     spec = data.train if role == "train" else data.test
     if spec is None:
         raise ValueError("data.train: missing; give labelled shards or a list file")
@@ -123,11 +123,11 @@ def open_split(data: LabelledConfig, role: Role, seed: int = 0) -> LabelledCorpu
 
 
 def report_data(at: Session, sources: Mapping[Any, LabelledCorpus]) -> dict[str, Any]:
-    """Print what was opened and left out; RUN/left_out.jsonl names all of it. Returns it for results.json.
+    """Print what was opened and left out, list it in RUN/left_out.jsonl, and return it for results.json.
 
-    Raises ValueError where more than data.max_left_out_share is left out."""
+    Raises ValueError if more than data.max_left_out_share is left out."""
     found = [labelled_inventory(part, source, LEFT_OUT) for part, source in sources.items()]
-    if at.process.is_main and not (at.folder / "results.json").exists():  # which has one of its own
+    if at.process.is_main and not (at.folder / "results.json").exists():  # it has its own
         write_left_out(at.folder / LEFT_OUT, ((part, source.problems) for part, source in sources.items()))
     refuse_above(found, at.config.data.max_left_out_share)
     shared = overlap_note(*sources.values()) if len(sources) == 2 else ""
@@ -150,8 +150,8 @@ def report_data(at: Session, sources: Mapping[Any, LabelledCorpus]) -> dict[str,
 
 
 def features(at: Session, source: LabelledCorpus, pooling: Pooling, name: str, bars: ProgressBars) -> Clips:
-    """Cached features of a part, below the run folder. Collective."""
-    if at.process.is_main:  # not before checkpoint and data are found: a mistake must not stamp the folder
+    """Return cached features of a part, below the run folder. Collective."""
+    if at.process.is_main:  # only once checkpoint and data are open: a mistake must not stamp the folder
         run_folder.write_evaluation(at.folder, at.config)
     task = bars.task(f"features of {name}", own_samples(source.refs, at.process.rank, at.process.world_size))
     decoding = replace(decoding_of(at), progress=task.advance)
@@ -159,7 +159,7 @@ def features(at: Session, source: LabelledCorpus, pooling: Pooling, name: str, b
 
 
 def decoding_of(at: Session) -> Decoding:
-    """How clips are decoded for features."""
+    """Return how clips are decoded for features."""
     data, encoder = at.config.data, at.encoder
     views = encoder.views(
         stride=data.stride or encoder.stride,

@@ -1,4 +1,4 @@
-"""The typed configurations of evaluation: of frozen features (knn, probe, retrieve), and of finetuning."""
+"""Typed configurations of evaluation: frozen features (knn, probe, retrieve) and finetuning."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LabelledConfig(GroupsConfig):
     )
 
     def selection(self, role: Role) -> Selection:
-        """What of a list is the part `role`."""
+        """Return which rows and columns of a list make up the part `role`."""
         return Selection(role, "label", self.label, self.group, self.split, self.test_groups)
 
     @model_validator(mode="after")
@@ -139,7 +139,7 @@ class RetrieveConfig(Section):
 
 
 class FrozenConfig(RunSettings):
-    """Of `tgm-scale knn`, `probe` and `retrieve`."""
+    """Configuration of `tgm-scale knn`, `probe` and `retrieve`."""
 
     commands: ClassVar[tuple[str, ...]] = ("knn", "probe", "retrieve")
     data: LabelledConfig
@@ -154,7 +154,7 @@ class TrainTestConfig(LabelledConfig):
 
 
 class SupervisedConfig(FrozenConfig):
-    """Of `tgm-scale knn` and `probe`, which learn from labels."""
+    """Configuration of `tgm-scale knn` and `probe`, which learn from labels."""
 
     commands: ClassVar[tuple[str, ...]] = ("knn", "probe")
     data: TrainTestConfig
@@ -218,7 +218,7 @@ class FinetuneSection(Section):
 
 
 class FinetuneConfig(TrainingConfig):
-    """Of `tgm-scale finetune`. The sections that it shares with a pretraining run mean what they mean there."""
+    """Configuration of `tgm-scale finetune`. Sections shared with a pretraining run have the same meaning there."""
 
     commands = ("finetune",)
     data: FinetuneDataConfig
@@ -248,12 +248,14 @@ class FinetuneConfig(TrainingConfig):
 
     @property
     def clips_together(self) -> int:
-        """Clips that share a micro batch."""
+        """Number of clips that must share a micro batch."""
         return self.data.repeated_augmentation * (2 if self.finetune.mixup or self.finetune.cutmix else 1)
 
 
 def load_frozen(path: str | None, overrides: list[str], kind: type[FrozenConfig] = FrozenConfig) -> FrozenConfig:
-    """Of a YAML file (None: of the overrides alone). Raises ValueError that lists every mistake."""
+    """Load a configuration from a YAML file, or from the overrides alone if `path` is None.
+
+    Raises ValueError that lists every mistake."""
     return configuration.checked(_tree(path, overrides), path or configuration.COMMAND_LINE, kind, overrides)
 
 
@@ -262,12 +264,12 @@ def load_finetune(path: str, overrides: list[str]) -> FinetuneConfig:
 
 
 def load_pretraining(path: str, overrides: list[str]) -> Config:
-    """`config.load`, where the keys of the kinds above are known as theirs."""
+    """Load a pretraining configuration by `config.load`; keys of the configurations above are recognised as theirs."""
     return configuration.load(path, overrides)
 
 
 def load_any(path: str, overrides: list[str]) -> RunSettings:
-    """A configuration of the kind that its keys belong to: frozen features, finetuning, or pretraining."""
+    """Load a configuration whose type follows from its keys: study, frozen features, finetuning or pretraining."""
     tree = _tree(path, overrides)
     data = tree.get("data")
     kind: type[RunSettings] = Config
@@ -281,7 +283,7 @@ def load_any(path: str, overrides: list[str]) -> RunSettings:
 
 
 def load_training(path: str, overrides: list[str]) -> Config | FinetuneConfig:
-    """A configuration of pretraining or of finetuning. Raises ValueError for one that trains nothing, too."""
+    """Load a configuration of pretraining or finetuning. Raises ValueError for mistakes, or if it trains nothing."""
     found = load_any(path, overrides)
     if not isinstance(found, (Config, FinetuneConfig)):
         raise ValueError(f"{path}: of frozen features (it has encoder.checkpoint): wanted one of a training run")

@@ -1,8 +1,8 @@
 """A small 3D CNN trained on pixels: what a user would try in place of a pretrained encoder.
 
-Five convolutions of 3 x 3 x 3 without bias, each with BatchNorm and a ReLU, then the mean over time and place and a
-linear layer. Trained by AdamW with a linear warm-up and a cosine, on one window of each clip, which is moved by a few
-pixels. One recipe for all data: nothing is chosen on a validation part.
+Five convolutions of 3 x 3 x 3 without bias, each with BatchNorm and ReLU, then the mean over time and space and a
+linear layer. Trained by AdamW with a linear warm-up and a cosine, on one window of each clip, shifted by a few pixels.
+One recipe for all data: nothing is chosen on a validation part.
 
 Shapes: N training clips, M test clips, B of a batch, T frames, S side in pixels, C classes.
 """
@@ -23,13 +23,15 @@ _WIDTHS = (16, 32, 64, 96, 128)
 _STRIDES = ((1, 2, 2), (2, 2, 2), (1, 2, 2), (2, 2, 2), (1, 1, 1))
 _BATCH = 16
 _RATE, _WEIGHT_DECAY, _WARMUP = 2e-3, 0.05, 0.1
-_SHIFT = 6 / 64  # of the side, in each direction
-_PASS = 64  # clips of a pass without gradient
-_LAYOUT = torch.channels_last_3d  # 7.9 ms of a core for a clip of 8 x 64 x 64 in training; the usual layout: 11.5 ms
+_SHIFT = 6 / 64  # share of the side, in each direction
+_PASS = 64  # clips of a forward pass without gradient
+_LAYOUT = torch.channels_last_3d  # training: 7.9 ms of a core for a clip of 8 x 64 x 64; contiguous: 11.5 ms
 
 
 class SmallCNN(nn.Module):
-    """Clip -> scores. First values keyed by `seed`: He normal for convolutions, std 0.02 for the last layer."""
+    """Network from clips to scores.
+
+    Initial weights are keyed by `seed`: He normal for convolutions, std 0.02 for the last layer."""
 
     def __init__(self, classes: int, seed: int) -> None:
         super().__init__()
@@ -47,7 +49,7 @@ class SmallCNN(nn.Module):
             self.head.bias.zero_()
 
     def forward(self, video_B3TSS: Tensor) -> Tensor:
-        """Scores [B, C]; video uint8."""
+        """Return scores [B, C]; video uint8."""
         pixels = (video_B3TSS.float() / 127.5 - 1).contiguous(memory_format=_LAYOUT)
         return self.head(self.layers(pixels).mean((2, 3, 4)))
 
@@ -60,9 +62,9 @@ def scores(
     device: torch.device | None = None,
     progress: Callable[[int], None] = lambda epochs: None,
 ) -> Tensor:
-    """Train on the one part, score the other: float32 [M, C] on the CPU. Clips uint8, labels int64 from 0.
+    """Train on the training clips and return scores of the test clips, float32 [M, C] on the CPU.
 
-    progress: called after each epoch."""
+    Clips uint8, labels int64 from 0. progress: called after each epoch."""
     count = len(train_N3TSS)
     model = SmallCNN(int(labels_N.max()) + 1, seed).to(device)
     for layer in model.layers:
@@ -91,7 +93,7 @@ def scores(
 
 
 def _shifts(seed: int, epoch: int, count: int, side: int) -> Tensor:
-    """Pixels down and to the right for each clip, int64 [N, 2]."""
+    """Return the shift of each clip in pixels down and to the right, int64 [N, 2]."""
     most = round(_SHIFT * side)
     keys = torch.tensor([seeding.key(seed, "small CNN shift", epoch)])
     drawn = seeding.uniform(keys, 2 * count, "small CNN shift").view(count, 2)
@@ -99,7 +101,7 @@ def _shifts(seed: int, epoch: int, count: int, side: int) -> Tensor:
 
 
 def shifted(video_3TSS: Tensor, down: int, right: int) -> Tensor:
-    """The picture moved; black where nothing was."""
+    """Return the clip shifted by these pixels, with black where the source ends."""
     side = video_3TSS.shape[-1]
     most = max(abs(down), abs(right))
     padded = F.pad(video_3TSS, (most, most, most, most))

@@ -1,4 +1,4 @@
-"""Keys of an evaluation that were set and have no effect."""
+"""Keys of an evaluation that are set but have no effect."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _ATTENTIVE = ("epochs", "steps", "batch_size", "learning_rates", "weight_decay",
 
 
 def tell_unused(config: FrozenConfig, part: Part) -> None:
-    """Print them."""
+    """Print the keys that are set but have no effect."""
     print("".join(f"{line}\n" for line in unused(config, part)), end="", flush=True)
 
 
 def unused(config: FrozenConfig, part: Part) -> list[str]:
-    """A line for each reason, of a command that reads the section `part`."""
+    """Return a line for each reason why keys have no effect on the command that reads the section `part`."""
     data, encoder = config.data, config.encoder
     found = {
         f"by tgm-scale {_COMMANDS[part]}": [

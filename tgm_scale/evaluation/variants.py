@@ -1,4 +1,4 @@
-"""Several variants of pretraining, several seeds of each, compared with random initialisation, with intervals.
+"""Comparison of pretraining variants, each with several seeds, against random initialisation, with intervals.
 
 Shapes: S seeds, M test clips.
 """
@@ -25,7 +25,7 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Of each variant (and of `random`), for each seed."""
+    """Accuracies of each variant (and of `random`) for each seed."""
 
     probe: dict[str, list[float]]
     knn: dict[str, list[float]]
@@ -33,7 +33,7 @@ class Accuracies:
     knn_gain: dict[str, Interval]
     train_clips: int
     test_clips: int
-    chance: float  # share of the commonest class
+    chance: float  # share of the most frequent class
 
 
 def compare_variants(
@@ -44,9 +44,9 @@ def compare_variants(
     labels: Mapping[str, str],
     progress: Callable[[int], None] = lambda clips: None,
 ) -> dict[str, Accuracies]:
-    """kNN and linear probe of every variant and seed, for every label.
+    """Evaluate every variant and seed by kNN and linear probe, for every label.
 
-    variants: the checkpoints of each, one of each seed. labels: where a sample's json holds each. The random
+    variants: the checkpoints of each, one per seed. labels: the place of each label in a sample's json. The random
     initialisation of a seed is what its runs started from, so differences are paired by seed and by clip."""
     encoders: dict[str, list[FrozenEncoder]] = {
         name: [FrozenEncoder.load(path) for path in paths] for name, paths in variants.items()
@@ -64,7 +64,7 @@ def compare_variants(
 
 
 def _relabelled(clips: Clips, corpus: Corpus, path: str) -> Clips:
-    """The same clips under another label; those without it are left out."""
+    """Return the same clips with another label; clips without it are left out."""
     labels, problems = read_labels(corpus, path)
     kept = [i for i, key in enumerate(clips.keys) if key in labels]
     keys = [clips.keys[i] for i in kept]
@@ -72,7 +72,7 @@ def _relabelled(clips: Clips, corpus: Corpus, path: str) -> Clips:
 
 
 def _evaluate(fitted: Clips, tested: Clips, names: list[str], seeds: Sequence[int]) -> Accuracies:
-    """names: of the encoders, one for each of the seeds, the random initialisation among them."""
+    """Return the accuracies of all encoders. names: variants, one encoder of each per seed, `random` among them."""
     right: dict[str, dict[str, Tensor]] = {"probe": {}, "knn": {}}
     for v, name in enumerate(names):
         places = range(v * len(seeds), (v + 1) * len(seeds))

@@ -1,4 +1,4 @@
-"""Fixed views of a video for tests: V windows in time by S squares in space, nothing random.
+"""Fixed views of a video for tests: V windows in time by S squares in space, without randomness.
 
 Shapes: V windows, S squares, T frames; H W pixels of the source.
 """
@@ -25,7 +25,7 @@ _LAST = 1 - 2**-20  # a draw that picks the last start of a window
 
 @dataclass(frozen=True)
 class Views:
-    """Which clips of a video are evaluated: `temporal` x `spatial` of them.
+    """The clips of a video that are evaluated: `temporal` x `spatial` of them.
 
     dense: windows of frames `stride` apart, from the first to the last that fits (one: the middle one).
     segments: one frame of each of `frames` equal parts, window v at the share (v + 0.5) / temporal of its part (TSN).
@@ -44,13 +44,13 @@ class Views:
         return self.temporal * self.spatial
 
     def described(self) -> str:
-        """In words, for results."""
+        """Return a description for results."""
         where = f"one of each {self.frames}th of the video" if self.sampling == "segments" else f"{self.stride} apart"
         clip = f"{self.frames} frames of {self.size} pixels, {where}{', standardised' if self.standardise else ''}"
         return f"{self.temporal} windows x {self.spatial} squares, each {clip}"
 
     def indices(self, count: int) -> np.ndarray:
-        """Frames of each window of a source of `count` frames, int64 [V, T]."""
+        """Return the frames of each window of a source of `count` frames, int64 [V, T]."""
         rows = []
         for v in range(self.temporal):
             if self.sampling == "segments":
@@ -61,7 +61,7 @@ class Views:
         return np.stack(rows)
 
     def squares(self, height: int, width: int) -> list[Crop]:
-        """The S squares in a frame."""
+        """Return the S squares of a frame."""
         side, rest = min(height, width), abs(height - width)
         places = [rest // 2] if self.spatial == 1 else [rest * s // (self.spatial - 1) for s in range(self.spatial)]
         down = height > width
@@ -69,7 +69,7 @@ class Views:
 
 
 def decode_views(data: bytes, views: Views) -> Tensor:
-    """The views of an encoded video, window by window: uint8 [V * S, 3, T, size, size]. Raises DecodeError."""
+    """Decode the views of an encoded video, window by window: uint8 [V * S, 3, T, size, size]. Raises DecodeError."""
     with Video(data) as video:
         indices_VT = views.indices(video.count)
         distinct, places = np.unique(indices_VT, return_inverse=True)
@@ -91,8 +91,7 @@ def decode_views(data: bytes, views: Views) -> Tensor:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How samples are decoded: their views, by how many processes (0: here), what is called with each one that is
-    done."""
+    """Decoding options: the views, the number of processes (0: this one), and a callback for each sample done."""
 
     views: Views
     workers: int = 0
@@ -100,14 +99,14 @@ class Decoding:
 
 
 class Decoder:
-    """Decodes the views of samples in order; a context manager."""
+    """Decoder of the views of samples, in order; a context manager."""
 
     def __init__(self, decoding: Decoding) -> None:
         self.views, self._progress = decoding.views, decoding.progress
         self._pool = OrderedPool(decoding.workers) if decoding.workers else None
 
     def decode(self, corpus: Corpus, refs: Sequence[SampleRef]) -> Iterator[Tensor | Problem]:
-        """The views of each sample, or the reason why it has none. Raises OSError where a shard cannot be read."""
+        """Yield the views of each sample, or the reason why it has none. Raises OSError if a shard cannot be read."""
         inputs = ((_video(ref, found), self.views) for ref, found in read_ahead(corpus, refs))
         results = self._pool.map(_decode, inputs) if self._pool else (_decode(*one) for one in inputs)
         for ref, found in zip(refs, results):

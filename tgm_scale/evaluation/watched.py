@@ -1,4 +1,4 @@
-"""A fixed few clips whose reconstruction is looked at while a pretraining goes on.
+"""A few fixed clips whose reconstructions are drawn during pretraining.
 
 Shapes: B clips, S slots.
 """
@@ -26,16 +26,16 @@ from tgm_scale.report.reconstruct import reconstruct
 from tgm_scale.report.render import Row, seen_tokens, slot_frames, some_slots, strip, veiled
 
 CLIPS = 4
-_LOOKED_AT = 16  # samples, of which these are the first whole ones
-_SLOTS = 4  # of a clip that are drawn
-_LETTERS, _LINES = 17, 4  # of a clip's name that fit beside its pictures
+_LOOKED_AT = 16  # samples, of which the first whole ones are used
+_SLOTS = 4  # drawn for each clip
+_LETTERS, _LINES = 17, 4  # width and number of the lines of a clip's name that fit beside its pictures
 
 
 def watched_clips(config: Config, plan: RunPlan, corpora: list[Corpus]) -> tuple[Batch, str]:
-    """The first CLIPS whole ones of knn.test in the order of a run with this seed; where none is configured or none of
-    it can be used, of the data. Their middle square, on the host; and of what they are, in words.
+    """Return the first CLIPS whole clips in the order of a run with this seed, and the name of their source.
 
-    Raises ValueError where none of the first samples can be used."""
+    They come from knn.test, or from the data if knn.test is not set or none of it can be used. They are the middle
+    square, on the host. Raises ValueError if none of the first samples can be used."""
     if config.knn.test is not None and not config.guidance.cached:  # held out, and it has no cached relevance
         held_out = open_labelled(config.knn.test, knn_selection(config, "test"), root=config.knn.root).corpus
         if len(clips := _first_whole(config, plan, [held_out])):
@@ -57,17 +57,17 @@ def _first_whole(config: Config, plan: RunPlan, corpora: list[Corpus]) -> Batch:
         captions="relevance" in plan.masker.needs,
     )
     shown = {"workers": 0, "crop": "center", "flip": False, "repeated_augmentation": 1}
-    if len(corpora) != len(config.data.corpora()):  # of another place, without the weights of the data
+    if len(corpora) != len(config.data.corpora()):  # another place, without the data's weights
         shown["shards"] = corpora[0].origin
     data = config.data.model_copy(update=shown)
     [(_, [batch])] = clip_loader(alone, data, config.guidance, config.run.seed, corpora, range(1))
     whole = [number for number, weight in enumerate(batch.weight.tolist()) if weight]
-    once = {batch.keys[number]: number for number in reversed(whole)}  # a small corpus comes round again
+    once = {batch.keys[number]: number for number in reversed(whole)}  # a small corpus repeats
     return _some(batch, sorted(once.values())[:CLIPS])
 
 
 def _some(batch: Batch, numbers: Sequence[int]) -> Batch:
-    """The clips of these numbers."""
+    """Return the clips of these numbers."""
     chosen = torch.tensor(numbers, dtype=torch.int64)
     lists: dict[str, Any] = {
         name: [values[number] for number in numbers]
@@ -80,7 +80,7 @@ def _some(batch: Batch, numbers: Sequence[int]) -> Batch:
 def drawn(
     model: MaskedVideoAutoencoder, names: Sequence[str], video_BCTHW: torch.Tensor, mask: Mask, by: NormaliseBy
 ) -> Image.Image:
-    """Of each clip some frames, what the encoder sees of them, and what the model makes of the rest."""
+    """Draw some frames of each clip, the tokens that the encoder sees, and the model's reconstruction."""
     completed_BCTHW = reconstruct(model, video_BCTHW, mask, by)
     grid = model.grid
     some_S = some_slots(grid.slots, _SLOTS)
@@ -99,8 +99,10 @@ def drawn(
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """Names of clips in lines that fit beside their pictures. Of names too long for that, what all of them begin and
-    end with is left out, since it does not tell them apart."""
+    """Return names of clips in lines that fit beside their pictures.
+
+    If any is too long, the common beginning and end of all names are left out, since they do not distinguish the
+    clips."""
     plain = [name.encode("ascii", "replace").decode() for name in names]
     most = _LETTERS * _LINES
     if any(len(name) > most for name in plain):
@@ -113,7 +115,7 @@ def labels(names: Sequence[str]) -> list[str]:
 
 
 def _lines(name: str) -> list[str]:
-    """Broken behind / and _ where it fits so, else at any letter."""
+    """Break a name after / and _ if the lines fit so, else at any letter."""
     lines = [""]
     for part in re.findall(r"[^/_]+[/_]?|[/_]", name):
         if len(lines[-1]) + len(part) > _LETTERS:
@@ -125,7 +127,7 @@ def _lines(name: str) -> list[str]:
 
 
 def _alike(names: Sequence[str]) -> int:
-    """How many letters all of them begin with; 0 of one name."""
+    """Return how many letters all names begin with; 0 for a single name."""
     if len(names) < 2:
         return 0
     return next((at for at, letters in enumerate(zip(*names)) if len(set(letters)) > 1), min(map(len, names)))

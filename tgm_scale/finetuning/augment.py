@@ -1,7 +1,7 @@
-"""Augmentation for finetuning, by timm, with everything random keyed by the clip: RandAugment and random erasing in
-the loader's processes, mixup and cutmix on the batch.
+"""Augmentation for finetuning by timm, keyed by the clip.
 
-timm draws from the global generators of random, numpy and torch; they are seeded for each call and put back after it.
+RandAugment and random erasing run in the loader's processes, mixup and cutmix on the batch. timm draws from the global
+generators of random, numpy and torch; they are seeded for each call and restored after it.
 
 Shapes: B clips, R repeats of a video, C classes, T frames.
 """
@@ -24,12 +24,12 @@ from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.compat import prepare_timm
 
-_ERASED_SHARE = (0.02, 1 / 3)  # of the frame's area: VideoMAE's
+_ERASED_SHARE = (0.02, 1 / 3)  # of the frame's area, as in VideoMAE
 
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """The global generators seeded by a key, and as they were afterwards."""
+    """Seed the global generators by a key, and restore their states afterwards."""
     seed = seeding.key(*parts)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
@@ -46,8 +46,8 @@ def seeded(*parts: int | str) -> Iterator[None]:
 class Augmenter:
     """RandAugment (Cubuk et al. 2020), random erasing (Zhong et al. 2020), shifts: the same in all frames of a clip.
 
-    rand_augment: in timm's words, None for none. shift: the largest, as a share of `size`.
-    Raises ValueError for words that timm does not know."""
+    rand_augment: timm's configuration string, None for none. shift: the largest, as a share of `size`.
+    Raises ValueError for a string that timm does not know."""
 
     def __init__(self, rand_augment: str | None, erasing: float, size: int, shift: float = 0.0) -> None:
         self._words = (rand_augment, erasing, size, shift)
@@ -68,24 +68,25 @@ class Augmenter:
         self._erase = RandomErasing(erasing, low, high, mode="pixel", device="cpu") if erasing else None
 
     def __call__(self, video_THW3: Tensor, seed: int) -> Tensor:
-        """uint8 [T, H, W, 3], a new one where anything is changed."""
+        """Return the augmented clip, uint8 [T, H, W, 3], a new tensor if anything changed."""
         if self._shift:
             video_THW3 = shifted(video_THW3, *shift_of(seed, self._shift))
         if self._operations is not None:
             frames = []
             for frame in video_THW3.numpy():
-                with seeded(seed, "rand augment"):  # anew for each frame: the same operations
+                with seeded(seed, "rand augment"):  # for each frame: the same operations
                     frames.append(np.asarray(self._operations(Image.fromarray(frame))))
             video_THW3 = torch.from_numpy(np.stack(frames))
         return video_THW3 if self._erase is None else self._erased(video_THW3, seed)
 
     def __reduce__(self) -> tuple[type[Augmenter], tuple[str | None, float, int, float]]:
-        """Rebuilt from its arguments in a worker: unpickling timm's objects would import timm before torchvision is
-        prepared."""
+        """Rebuild from the arguments in a worker.
+
+        Unpickling timm's objects would import timm before torchvision is prepared."""
         return Augmenter, self._words
 
     def _erased(self, video_THW3: Tensor, seed: int) -> Tensor:
-        """Noise of the ImageNet statistics in one box of all frames."""
+        """Fill one box of all frames with noise of the ImageNet statistics."""
         assert self._erase is not None
         marked = torch.full((video_THW3.shape[0] * 3, *video_THW3.shape[1:3]), torch.nan)
         with seeded(seed, "erasing"):
@@ -96,13 +97,13 @@ class Augmenter:
 
 
 def shift_of(seed: int, most: int) -> tuple[int, int]:
-    """Pixels down and to the right, each from -most to most."""
+    """Return the shift in pixels down and to the right, each from -most to most."""
     down, right = (int(draw * (2 * most + 1)) - most for draw in seeding.draw(seed, "shift", 2))
     return down, right
 
 
 def shifted(video_THW3: Tensor, down: int, right: int) -> Tensor:
-    """The picture moved, black where nothing was: random crops of a padded picture (He et al. 2016, section 4.2)."""
+    """Shift the clip, black where its source ends: random crops of a padded picture (He et al. 2016, section 4.2)."""
     _, height, width, _ = video_THW3.shape
     moved_THW3 = torch.zeros_like(video_THW3)
     rows, columns = (slice(max(0, by), side + min(0, by)) for by, side in ((down, height), (right, width)))
@@ -112,7 +113,7 @@ def shifted(video_THW3: Tensor, down: int, right: int) -> Tensor:
 
 
 class AugmentedSamples(Samples):
-    """Samples whose clips are augmented, in the process that decodes them."""
+    """Samples whose clips are augmented in the process that decodes them."""
 
     def __init__(self, samples: Samples, augmenter: Augmenter) -> None:
         super().__init__(samples.corpora, samples.mixture, samples.sampling)
@@ -129,9 +130,9 @@ class AugmentedSamples(Samples):
 class PairMixer:
     """mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) of neighbours in the order of the run.
 
-    Two videos that follow one another are mixed, repeat by repeat, each with the other. They are always of one micro
-    batch, so the mixture is the same on any number of processes. Where one of the two has weight 0 the other stays as
-    it is, pixels and label, with its own weight. Targets are smoothed in any case."""
+    Two successive videos are mixed, repeat by repeat, each with the other. They are always in one micro batch, so the
+    mixture is the same for any number of processes. If one of the two has weight 0, the other keeps its pixels, label
+    and weight. Targets are always smoothed."""
 
     def __init__(self, mixup: float, cutmix: float, smoothing: float, classes: int, repeats: int) -> None:
         prepare_timm()
@@ -145,13 +146,13 @@ class PairMixer:
     def __call__(
         self, video_BCTHW: Tensor, labels_B: Tensor, seeds: list[int], weights: list[float]
     ) -> tuple[Tensor, Tensor]:
-        """(video float 0..255, targets [B, C]). seeds, weights: of the B clips."""
+        """Return (video float 0..255, targets [B, C]). seeds, weights: of the B clips."""
         off = self._smoothing / self._classes
         targets_BC = torch.full((len(labels_B), self._classes), off, device=labels_B.device)
         targets_BC.scatter_(1, labels_B[:, None], 1 - self._smoothing + off)
         if self._mix is None:
             return video_BCTHW, targets_BC
-        folded = video_BCTHW.float().flatten(1, 2)  # timm's boxes are of the last two dimensions, in all frames
+        folded = video_BCTHW.float().flatten(1, 2)  # timm's boxes span the last two dimensions, in all frames
         repeats = self._repeats
         for start in range(0, len(labels_B), 2 * repeats):
             for repeat in range(start, start + repeats):

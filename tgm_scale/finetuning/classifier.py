@@ -1,4 +1,4 @@
-"""The classifier of a finetuning run: its first weights, its groups of parameters, what a checkpoint says of it."""
+"""The classifier of a finetuning run: its initial weights, parameter groups and checkpoint metadata."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from tgm_scale.planning.run_plan import Shape, shape_of
 
 
 class InitialModel(NamedTuple):
-    """The classifier that a training starts from. positions: frames and side of the clips that its encoder was trained
-    on, where they are others than the run's; notes on the weights, for the log."""
+    """The classifier that training starts from.
+
+    positions: frames and side of the clips that its encoder was trained on, if they differ from the run's. notes:
+    lines about the weights, for the log."""
 
     module: VideoClassifier
     positions: Clip | None
@@ -31,7 +33,7 @@ class InitialModel(NamedTuple):
 
 
 def initial_model(config: FinetuneConfig, classes: list[str], newest: Path | None) -> InitialModel:
-    """The classifier: of a run that resumes from a checkpoint, with the weights of `train.init_from`, or fresh.
+    """Build the classifier: resumed from a checkpoint, with the weights of `train.init_from`, or fresh.
 
     Raises ValueError."""
     if newest is not None:
@@ -58,7 +60,8 @@ def initial_model(config: FinetuneConfig, classes: list[str], newest: Path | Non
 
 
 def build_classifier(config: FinetuneConfig, classes: int, positions: Clip | None) -> VideoClassifier:
-    """The run's classifier with its first values, its positions interpolated from those of clips of another shape."""
+    """Build the run's classifier with initial weights; positions are interpolated from those of other clips, if
+    given."""
     size = shape_of(config).size
     return VideoClassifier(
         size,
@@ -77,13 +80,13 @@ def build_classifier(config: FinetuneConfig, classes: int, positions: Clip | Non
 
 
 def positions_of(manifest: dict[str, Any]) -> Clip | None:
-    """What a checkpoint says of the clips that its positions come from."""
+    """Return the frames and side of the clips that a checkpoint's positions come from, if it states them."""
     found = manifest.get("positions")
     return (found[0], found[1]) if found else None
 
 
 def _load_matching(module: VideoClassifier, weights: dict[str, Tensor]) -> list[str]:
-    """Set those of the weights that the classifier has; returns the names of the others of its own."""
+    """Load the weights that the classifier has, by name and shape; return the names of its other ones."""
     own = module.state_dict()
     usable = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
     module.load_state_dict({**own, **usable})
@@ -91,8 +94,10 @@ def _load_matching(module: VideoClassifier, weights: dict[str, Tensor]) -> list[
 
 
 def layer_groups(module: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Groups by depth and by whether they decay: the head learns at the full rate, each layer below at `layer_decay`
-    times that of the one above (ELECTRA, Clark et al. 2020, appendix; BEiT; MAE)."""
+    """Group parameters by depth and weight decay.
+
+    The head learns at the full rate, each layer below at `layer_decay` times that of the one above (ELECTRA, Clark et
+    al. 2020, appendix; BEiT; MAE)."""
     assert isinstance(module, VideoClassifier)
     depth = len(module.blocks)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
@@ -118,7 +123,7 @@ def layer_groups(module: nn.Module, weight_decay: float, layer_decay: float) -> 
 def classifier_metadata(
     config: FinetuneConfig, shape: Shape, classes: list[str], positions: Clip | None
 ) -> dict[str, Any]:
-    """What a reader of the checkpoint needs beside the tensors."""
+    """Return what a reader of the checkpoint needs besides the tensors."""
     return {
         **checkpoint_metadata(config, dataclasses.replace(shape, size=shape.size.without_decoder())),
         "labels": names_of(classes, config.data.classes),

@@ -1,11 +1,11 @@
 """BatchNorm without weights before the classifier's head, with the statistics of the whole global batch.
 
-Most tokens of a clip may be background, and then the mean token is nearly the same for every clip; a linear head on it
+If most tokens of a clip are background, the mean token is nearly the same for every clip, and a linear head on it
 learns slowly. MAE (He et al. 2022, appendix A.1) puts a BatchNorm without affine parameters before the head of its
 linear probe. Statistics of a micro batch would make losses depend on how a batch is split. So a pass without gradient
-finds the pooled features of the global batch, and from them its statistics and the gradient that flows through these;
-both are then constants of the usual pass (as GradCache does it, arXiv 2101.06983), and no collective needs a backward.
-For a test the statistics are averaged over steps.
+computes the pooled features of the global batch, and from them its statistics and the gradient through these; both are
+constants in the usual pass (as in GradCache, arXiv 2101.06983), and no collective needs a backward. For tests the
+statistics are averaged over steps.
 
 Shapes: G clips of the global batch, B of a micro batch, D width, C classes.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from tgm_scale.engine.state import whole_weights
 from tgm_scale.models.classifier import HeadNorm
 
-DECAY = 0.9  # of the averages for the test: as torch's BatchNorm with momentum 0.1
+DECAY = 0.9  # of the averages for tests: equals torch's BatchNorm with momentum 0.1
 
 
 class Inputs(NamedTuple):
@@ -35,15 +35,16 @@ class Inputs(NamedTuple):
 
 
 class GlobalNorm(NamedTuple):
-    """The norm of one global batch: what features are normalised by, and how the loss changes with the statistics.
+    """Norm of one global batch: the statistics, and the gradient of the loss through them.
 
-    gradient: means over clips of the loss's gradient at the normalised features, alone and times these features."""
+    norm: mean and scale. gradient: means over clips of the loss's gradient at the normalised features, alone and times
+    these features."""
 
     norm_2D: Tensor
     gradient_2D: Tensor
 
     def surrogate(self, features_BD: Tensor, weight_B: Tensor) -> Tensor:
-        """A term with that part of the loss's gradient that goes through the statistics. Its value means nothing."""
+        """Return a term for the part of the loss's gradient through the statistics. Its value means nothing."""
         mean_D, scale_D = self.norm_2D
         first_D, second_D = self.gradient_2D
         used_BD = torch.where(weight_B[:, None] > 0, features_BD.float(), 0.0)
@@ -64,7 +65,7 @@ class BatchStatistics:
         self._newest_2D: Tensor | None = None
 
     def of_batch(self, micro: Iterable[Inputs], valid: float) -> GlobalNorm:
-        """The norm of the global batch, of which this rank has these micro batches. valid: its clips with weight."""
+        """Return the norm of the global batch, given this rank's micro batches. valid: its clips with weight."""
         valid = max(valid, 1.0)
         features, targets, weights = [], [], []
         with torch.no_grad():
@@ -84,14 +85,14 @@ class BatchStatistics:
         return GlobalNorm(HeadNorm(averages_2D, 1.0).mean_and_scale(), gradient_2D.float())
 
     def accept(self) -> None:
-        """The update was made: the batch's statistics enter the averages."""
+        """Add the batch's statistics to the averages, once the update is made."""
         assert self._newest_2D is not None
         self.norm = self.norm.updated(self._newest_2D, DECAY)
         if self.averaged is not None and self._decay is not None:
             self.averaged = self.averaged.updated(self._newest_2D, self._decay)
 
     def state(self) -> dict[str, Any]:
-        """For the manifest of a checkpoint."""
+        """Return the state for the manifest of a checkpoint."""
         found = {"last": self.norm.state()}
         return found if self.averaged is None else found | {"averaged": self.averaged.state()}
 
@@ -104,7 +105,7 @@ class BatchStatistics:
 def statistics_gradient(
     features_GD: Tensor, used_G1: Tensor, targets_GC: Tensor, norm: HeadNorm, head: Any, valid: float
 ) -> Tensor:
-    """[2, D], as in `GlobalNorm`, of the mean cross entropy over `valid` clips of all ranks. Collective."""
+    """Return the gradient of `GlobalNorm`, [2, D], of mean cross entropy over all ranks' `valid` clips. Collective."""
     mean_D, scale_D = norm.mean_and_scale().double()
     normal_GD = (features_GD - mean_D) * scale_D
     weight_CD = head.weight.double()

@@ -1,4 +1,4 @@
-"""The test of a finetuned classifier: the mean of its probabilities over several views of each video."""
+"""Test of a finetuned classifier: its probabilities averaged over several views of each video."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tgm_scale.runtime.progress import ProgressBars
 def evaluate(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     """Test the newest checkpoint, or its averaged weights, and write results.json. Collective.
 
-    Weights are read whole from the checkpoint, so this works at any ZeRO stage."""
+    Whole weights are read from the checkpoint, so this works at any ZeRO stage."""
     newest = folders.latest(folder / "checkpoints")
     assert newest is not None, "training ended without a checkpoint"
     reader, settings, data, process = (
@@ -51,7 +51,7 @@ def evaluate(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, An
     def probabilities(video: Tensor) -> Tensor:
         with inference(process.device):
             scores_BC = module(video.to(process.device)).float()
-        finite_B1 = scores_BC.isfinite().all(1, keepdim=True)  # softmax makes a 0 of minus infinity
+        finite_B1 = scores_BC.isfinite().all(1, keepdim=True)  # softmax would turn minus infinity into 0
         return scores_BC.softmax(dim=1).where(finite_B1, torch.nan)
 
     views = Views(
@@ -107,7 +107,7 @@ def evaluate(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, An
 def _baselines(
     config: FinetuneConfig, folder: Path, parts: Parts, decoding: Decoding, bars: ProgressBars
 ) -> dict[str, baselines.Measured]:
-    """What the run is compared with, on the main process; nothing where it asks for nothing. Collective."""
+    """Measure the run's baselines, on the main process; empty if finetune.baselines is off. Collective."""
     if not config.finetune.baselines:
         return {}
     collectives, seed = HostCollectives(parts.collectives.process, PATIENCE), config.run.seed

@@ -1,4 +1,4 @@
-"""From a configuration to a finetuning run: its plan, its checks, its labelled data."""
+"""Set-up of a finetuning run from its configuration: its plan, checks and labelled data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tgm_scale.training.introduction import few_clips
 
 
 def plan_finetuning(config: FinetuneConfig, process: ProcessInfo) -> RunPlan:
-    """Raises ValueError for what does not go together."""
+    """Plan a finetuning run. Raises ValueError for settings that do not go together."""
     shape = shape_of(config)
     layout = layout_of(config.train, config.clips_together, process)
     precision = resolve_precision(config.train.precision, process.device)
@@ -48,14 +48,14 @@ def plan_finetuning(config: FinetuneConfig, process: ProcessInfo) -> RunPlan:
 
 
 def storage_seconds(config: FinetuneConfig) -> float:
-    """How long a rank may wait for its storage beyond what is called a hang: none is waited for on local disks."""
+    """Return how long a rank may wait for its storage beyond the hang timeout; 0 for local disks."""
     data = config.data
     parts = [place for part in (data.train, data.test) for place in ([part] if isinstance(part, str) else part)]
     return PATIENCE_SECONDS if may_stall([data.root, *parts]) else 0.0
 
 
 def check(config: FinetuneConfig, plan: RunPlan) -> None:
-    """Every check that needs neither processes nor data. Raises ValueError."""
+    """Run every check that needs neither processes nor data. Raises ValueError."""
     stage = plan.stage
     check_compile(config.model.compile, config.deepspeed, stage)
     check_boards(config.log)
@@ -77,23 +77,23 @@ def augmenter_of(config: FinetuneConfig) -> Augmenter:
 
 @dataclass
 class Parts:
-    """What training and test read."""
+    """Data of training and test, with the plan of the run."""
 
     collectives: HostCollectives
     train: LabelledCorpus
     test: LabelledCorpus
     classes: list[str]
-    lacking: dict[str, int]  # test clips by class that training lacks
-    opened: dict[str, Any]  # what of the data is usable and left out
+    lacking: dict[str, int]  # test clips of each class that training lacks
+    opened: dict[str, Any]  # inventory of usable and left-out data
     plan: RunPlan
 
     def numbers(self, batch: Batch) -> Tensor:
-        """The class of each clip, int64 [B]; 0 for one without a label, which has weight 0."""
+        """Return the class of each clip, int64 [B]; 0 for one without a label, which has weight 0."""
         numbers_B = results.class_numbers(self.classes, [self.train.labels.get(key, "") for key in batch.keys])
         return numbers_B.clamp(min=0)
 
     def leave_out_unlabelled(self, batch: Batch) -> None:
-        """Give clips without a label weight 0, and name them."""
+        """Give clips without a label weight 0, and record them."""
         leave_out(batch, lambda key: key not in self.train.labels, "no_label")
 
 
@@ -104,7 +104,7 @@ class OpenedData(NamedTuple):
 
 
 def open_data(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives, listed: str = "") -> OpenedData:
-    """Open both parts of the data. Raises ValueError. listed: the file that will name what is left out."""
+    """Open both parts of the data. Raises ValueError. listed: the file that will list what is left out."""
     train, test = open_split(config.data, "train", config.run.seed), open_split(config.data, "test")
     refuse_share(config, train)
     classes = _classes(config, train)
@@ -121,7 +121,7 @@ def open_data(config: FinetuneConfig, plan: RunPlan, collectives: HostCollective
 
 
 def refuse_share(config: FinetuneConfig, train: LabelledCorpus) -> None:
-    """Raises ValueError for a share of what it cannot be taken of."""
+    """Raise ValueError for a share of data that cannot be divided."""
     if config.data.share < 1 and not isinstance(train.corpus, VideoListCorpus):
         raise ValueError(
             f"data.share={config.data.share:g}: a finetuning takes a share of a list, or of a folder of video files, "
@@ -130,7 +130,7 @@ def refuse_share(config: FinetuneConfig, train: LabelledCorpus) -> None:
 
 
 def prepare(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives) -> Parts:
-    """Open the data, the main process first: it may build indices. Collective. Raises ValueError."""
+    """Open the data, first on the main process, which may build indices. Collective. Raises ValueError."""
     if collectives.process.is_main:
         open_split(config.data, "train", config.run.seed)
         open_split(config.data, "test")
@@ -148,7 +148,7 @@ def prepare(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives)
 
 
 def _classes(config: FinetuneConfig, train: LabelledCorpus) -> list[str]:
-    """The classes in the order of the run's checkpoint where there is one. Raises ValueError where they are others."""
+    """Return the classes, in the order of the run's checkpoint if it has one. Raises ValueError if they differ."""
     classes = ordered((train.labels[ref.name] for ref in train.refs), config.data.classes)
     newest = checkpoint.newest_whole(Path(config.run.dir) / "checkpoints", {})
     if newest is None:
@@ -165,7 +165,7 @@ def _classes(config: FinetuneConfig, train: LabelledCorpus) -> list[str]:
 
 
 def data_metadata(parts: Parts) -> list[dict[str, Any]]:
-    """What RUN/data.json says: the corpora of both parts, train first."""
+    """Return the content of RUN/data.json: the corpora of both parts, train first."""
     found = []
     for part, of in (("train", parts.train), ("test", parts.test)):
         inventory, [facts] = labelled_inventory(part, of), corpus_metadata([of.corpus])

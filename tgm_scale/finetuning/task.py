@@ -1,4 +1,4 @@
-"""`tgm-scale finetune`: a classifier trained from a checkpoint, as a task of the trainer, and tested on several views.
+"""`tgm-scale finetune`: a classifier trained from a checkpoint by the trainer and tested on several views.
 
 The recipe is VideoMAE's (Tong et al. 2022, appendix): layer decay, mixup and cutmix, RandAugment, random erasing, drop
 path, repeated augmentation.
@@ -42,7 +42,7 @@ from tgm_scale.training.trainer import Start
 
 
 def finetune(config: FinetuneConfig) -> int:
-    """Train, or resume the run in its folder; then test. Returns and raises as `opening.run`."""
+    """Train, or resume the run in its folder; then test. Returns and raises the same as `opening.run`."""
     process = find_process()
     plan = setup.plan_finetuning(config, process)
     setup.check(config, plan)
@@ -50,7 +50,7 @@ def finetune(config: FinetuneConfig) -> int:
 
 
 class Finetuning(Task):
-    """A classifier trained on labelled data, with the average of its weights where the run keeps one."""
+    """A classifier trained on labelled data, with an average of its weights if the run keeps one."""
 
     def __init__(self, config: FinetuneConfig, plan: RunPlan, start: Start):
         self.config, self.folder = config, start.folder
@@ -90,7 +90,7 @@ class Finetuning(Task):
             yield Ready(step, batches, partial(list, batches))
 
     def _labelled(self, steps: Steps) -> Steps:
-        """Before they are copied: what is left out has weight 0 there, too."""
+        """Give unlabelled clips weight 0 before the copy to the device, so that they have weight 0 there, too."""
         for step, batches in steps:
             for batch in batches:
                 self.parts.leave_out_unlabelled(batch)
@@ -100,7 +100,8 @@ class Finetuning(Task):
         device, accumulation = self.process.device, self.plan.layout.accumulation
         total = torch.zeros((), dtype=torch.float64, device=device)
         digest = data_digest.of_rank([self.to_device.numbers(torch.tensor(_digest(micro)))])
-        # a single micro batch is prepared once; of several, the mixed pixels would all be in memory
+        # a single micro batch is prepared once; with several, keeping the mixed pixels would hold all of them in
+        # memory
         once = [self._prepared(*micro)] if len(micro) == 1 else None
         norm = None if self.statistics is None else self.statistics.of_batch(once or map(self._prepared, micro), valid)
         for index, batch in enumerate(micro):
@@ -111,7 +112,7 @@ class Finetuning(Task):
             total += loss.detach()
             if surrogate is not None:
                 loss = loss + surrogate
-            # a sum over the global batch, where the engine takes means over ranks and micro steps
+            # a sum over the global batch, while the engine averages over ranks and micro steps
             self.engine.backward(loss * self.process.world_size * accumulation)
             if index < accumulation - 1:
                 self.engine.step()  # counts the micro step, updates nothing
@@ -127,7 +128,7 @@ class Finetuning(Task):
         return StepResult(outcome.loss, outcome.grad_norm, outcome.refusal, digest_of_all)
 
     def _scores(self, inputs: Inputs, norm: GlobalNorm | None) -> tuple[Tensor, Tensor | None]:
-        """Scores, and a term of the loss for the gradient through the norm's statistics."""
+        """Return scores, and a loss term for the gradient through the norm's statistics."""
         if norm is None:
             return self.engine(inputs.video, inputs.seeds_B), None
         scores_BC, features_BD = self.engine(inputs.video, inputs.seeds_B, norm.norm_2D)
@@ -145,7 +146,7 @@ class Finetuning(Task):
         return found if self.statistics is None else found | {HEAD_NORM: self.statistics.state()}
 
     def write_extra_state(self, step: int, retained: list[int]) -> None:
-        """The average."""
+        """Write the average of the weights."""
         if self.average is not None:
             self.average.write(step, retained)
 
@@ -166,7 +167,7 @@ class Finetuning(Task):
 
 
 def _digest(batches: list[Batch]) -> int:
-    """The sum of this rank's clips, 40 bits of each."""
+    """Return the sum of keys of this rank's clips, 40 bits of each."""
     return sum(
         seeding.key("digest", key, seed) >> 23
         for batch in batches

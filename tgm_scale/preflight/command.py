@@ -1,6 +1,6 @@
-"""Health check of every node in seconds, before a run: names the broken nodes.
+"""Health check of every node in seconds, before a run; bad nodes are named.
 
-Four rounds, each ended by rank 0's verdict over all reports: what each process finds alone; what the nodes share; a
+Four rounds, each ended by rank 0's verdict over all reports: checks of each process alone; what the nodes share; a
 trial of what the run will use; an all-reduce. Reports go through a TCP store with a timeout, not through collectives,
 so that a node that hangs or never came up is named like one that reports a problem."""
 
@@ -37,8 +37,8 @@ _REDUCED_BYTES = {"cuda": 256 << 20, "cpu": 16 << 20}
 def preflight(task: TaskChecks, patience: float, clear_locks: bool = False) -> int:
     """Check all nodes of this job; every process of it calls this. Returns 0, SETUP_MISTAKE or BAD_NODE.
 
-    patience: seconds within which every process must have answered a round; clear_locks: remove the lock of a killed
-    build of DeepSpeed's Adam."""
+    patience: seconds within which every process must answer a round; clear_locks: remove the lock of a killed build of
+    DeepSpeed's Adam."""
     began = time.perf_counter()
     process, no_gpu = _find_process()
     set_rendezvous(process)
@@ -52,7 +52,7 @@ def preflight(task: TaskChecks, patience: float, clear_locks: bool = False) -> i
             f"bad node {launch.node_of(0, process.world_size)}: rank 0 did not answer rank {process.rank}", flush=True
         )
         return BAD_NODE
-    except OSError as error:  # of MASTER_ADDR and MASTER_PORT: no node's fault
+    except OSError as error:  # MASTER_ADDR or MASTER_PORT: no node's fault
         print(trouble_at(error) or error, flush=True)
         return SETUP_MISTAKE
     if process.is_main and not code:
@@ -65,7 +65,7 @@ def preflight(task: TaskChecks, patience: float, clear_locks: bool = False) -> i
 
 
 def _find_process() -> tuple[ProcessInfo, str | None]:
-    """This process's place, and why it has no GPU on a node that has too few, which is to be named."""
+    """Return this process's place, and why it has no GPU, on a node with too few, so that the node can be named."""
     found = launch.read(os.environ)
     try:
         return process_of(found, choose_device(found.local_rank, found.local_size, torch.cuda.device_count())), None
@@ -78,7 +78,7 @@ def _shared(task: TaskChecks, process: ProcessInfo, rounds: Rounds) -> int:
     token = f"{os.environ.get('SLURM_JOB_ID', os.getpid())}-{int(released)}"
     if process.is_main:
         file = token_file(task.config, token)
-        made = [folder for folder in file.parents if not folder.exists()]  # the run's, and what it is to lie in
+        made = [folder for folder in file.parents if not folder.exists()]  # the run's folder and its new parents
         with suppress(OSError, ValueError):  # every rank meets the same mistake, and reports it
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
@@ -90,14 +90,14 @@ def _shared(task: TaskChecks, process: ProcessInfo, rounds: Rounds) -> int:
     code = rounds.end("shared", report)
     if process.is_main:
         file.unlink(missing_ok=True)
-        with suppress(OSError):  # of another process by now
+        with suppress(OSError):  # used by another process by now
             for folder in made:
                 folder.rmdir()
     return code
 
 
 def _try(task: TaskChecks, process: ProcessInfo, rounds: Rounds, clear_locks: bool) -> int:
-    """What the run will use; the first process of each node readies the extensions."""
+    """Try what the run will use; the first process of each node prepares the extensions."""
     report, plan = Report(process.rank, node_name()), task.plan(process)
     if process.world_size > 1:
         report.attempt("InfiniBand", node_checks.check_infiniband)
@@ -118,7 +118,7 @@ def _reduce(process: ProcessInfo, rounds: Rounds) -> int:
 
 
 def _all_reduce(report: Report, process: ProcessInfo, rounds: Rounds) -> None:
-    """Sum over the processes by the libraries that training uses; the bandwidth as NCCL's tests count it (bus)."""
+    """Sum over the processes by the libraries that training uses; bandwidth counts as in NCCL's tests (bus)."""
     on_gpu = process.device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(process.device)
@@ -140,7 +140,7 @@ def _all_reduce(report: Report, process: ProcessInfo, rounds: Rounds) -> None:
         seconds = time.perf_counter() - began
         if values[repeat].item() != process.world_size * (process.world_size + 1) / 2:
             raise ValueError("an all-reduce gave a wrong sum")
-    # what steers a run goes from host to host by gloo, on an interface of its own choice
+    # a run is controlled over gloo between hosts, on an interface that gloo chooses
     if HostCollectives(process, rounds.patience).sum([1.0]) != [process.world_size]:
         raise ValueError("a sum over the hosts by gloo came out wrong")
     dist.destroy_process_group()
@@ -148,15 +148,15 @@ def _all_reduce(report: Report, process: ProcessInfo, rounds: Rounds) -> None:
 
 
 class Rounds:
-    """Rounds of reports to rank 0 and of its verdicts, over a store that rank 0 holds."""
+    """Rounds of reports to rank 0 and of its verdicts, over a store on rank 0."""
 
     def __init__(self, process: ProcessInfo, patience: float):
         self.process, self.patience = process, patience
         self.store = dist.PrefixStore("preflight", connect(process, patience))
-        self.reports: list[Report] = []  # of all rounds; on rank 0
+        self.reports: list[Report] = []  # of all rounds; on rank 0 only
 
     def end(self, name: str, own: Report, at_least: float = 0) -> int:
-        """Hand in a report and wait for the verdict; rank 0 judges and prints. at_least: seconds for the round."""
+        """Submit a report and wait for the verdict, which rank 0 makes and prints. at_least: seconds for the round."""
         patience = max(self.patience, at_least)
         self.store.set(f"{name}/{own.rank}", json.dumps(asdict(own)))
         if self.process.is_main:
@@ -170,7 +170,7 @@ class Rounds:
         return int(self.store.get(f"{name}/verdict"))
 
     def _collect(self, name: str, patience: float) -> tuple[list[Report], list[str]]:
-        """The reports that came, and the nodes of those that did not."""
+        """Return the reports that arrived, and the nodes of the missing ones."""
         deadline = time.monotonic() + patience
         reports, silent = [], []
         for rank in range(self.process.world_size):
@@ -182,7 +182,7 @@ class Rounds:
         return reports, silent
 
     def leave(self) -> None:
-        """Rank 0 holds the store, so it leaves last; it does not wait for the silent."""
+        """Leave the store. Rank 0 holds it, so it leaves last, without waiting for silent processes."""
         self.store.set(f"left/{self.process.rank}", "")
         if self.process.is_main:
             others = [f"left/{report.rank}" for report in {r.rank: r for r in self.reports}.values()]

@@ -1,5 +1,4 @@
-"""Checks of one process on its node before a run: versions, GPU, disks, shards, the shared folder, extensions,
-InfiniBand.
+"""Checks of one process on its node before a run: versions, GPU, disks, shards, shared folder, extensions, InfiniBand.
 
 Nothing here communicates: `verdict` compares the reports and names the node that differs.
 """
@@ -32,28 +31,29 @@ from tgm_scale.runtime.terminal import without_secrets
 from tgm_scale.training.opening import check_room
 
 _GB = 1e9
-_TEMPORARY_BYTES = 1 * _GB  # compiled kernels and sockets; a full /tmp fails late and says little
-_SIDE = 4096  # of the matrix product that a GPU is tried with: 2 * 4096^3 FLOP, 0.2 ms on an H100
+_TEMPORARY_BYTES = 1 * _GB  # compiled kernels and sockets; a full /tmp fails late and without explanation
+_SIDE = 4096  # of the matrix product that tests a GPU: 2 * 4096^3 FLOP, 0.2 ms on an H100
 _ROUNDS = 50
-_LOOKED_FOR = 8  # videos of a list, until one is there
+_LOOKED_FOR = 8  # most videos of a list that are tried until one exists
 _SHARED_FOLDER_SECONDS = 10  # a network file system may show a new file only after its attribute cache expires
 
 
 @dataclass
 class Report:
-    """What one process found. `must_match` must be the same on all nodes; `problems` are by kind, so that kinds
-    compare."""
+    """Findings of one process.
+
+    must_match: must be the same on all nodes; problems: by kind, so that they can be compared."""
 
     rank: int
     node: str
     must_match: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     measurements: dict[str, float] = field(default_factory=dict)
-    gpu: str | None = None  # its unique name
-    tried: list[str] = field(default_factory=list)  # of what the run will use, for a person to read
+    gpu: str | None = None  # its UUID
+    tried: list[str] = field(default_factory=list)  # lines on what was tried, for display
 
     def attempt(self, kind: str, check: Callable[[], None]) -> None:
-        """Run a check; what it raises is a problem of this kind, and the other checks continue."""
+        """Run a check; an error is recorded as a problem of this kind, and other checks continue."""
         try:
             check()
         except (ValueError, OSError, RuntimeError) as error:
@@ -65,7 +65,7 @@ def node_name() -> str:
 
 
 def inspect_node(task: TaskChecks, process: ProcessInfo, no_gpu: str | None) -> Report:
-    """All that a process can find alone: configuration, versions, GPU (or why it has none), local disks."""
+    """Check everything local to a process: configuration, versions, GPU (or why it has none), local disks."""
     report = Report(process.rank, node_name())
     report.must_match = {name: str(version) for name, version in environment.versions().items()}
     report.must_match |= {"python": platform.python_version(), "the code": _source_digest()}
@@ -76,7 +76,7 @@ def inspect_node(task: TaskChecks, process: ProcessInfo, no_gpu: str | None) -> 
 
 
 def inspect_shared(task: TaskChecks, process: ProcessInfo, token: str) -> Report:
-    """What all nodes share: the run folder with the token that rank 0 left in it, the disk behind it, the shards."""
+    """Check what all nodes share: the run folder with the token that rank 0 left in it, its disk, the shards."""
     report = Report(process.rank, node_name())
     report.attempt("run folder", lambda: _check_run_folder(task.config, token))
     report.attempt("disk", lambda: check_room(task.config, task.plan(process), Path(task.config.run.dir)))
@@ -97,7 +97,7 @@ def _source_digest() -> str:
 
 
 def _try_gpu(report: Report, process: ProcessInfo, no_gpu: str | None) -> None:
-    """A product whose every element is known, and its speed. Raises where the GPU is missing, in use or wrong."""
+    """Compute a product of known elements and time it. Raises if the GPU is missing, in use or wrong."""
     if no_gpu is not None:
         raise ValueError(no_gpu)
     if process.device.type == "cpu":
@@ -150,15 +150,15 @@ def _read_shards(report: Report, task: TaskChecks, process: ProcessInfo) -> None
 
 
 def read_one(corpus: Corpus, first: int) -> None:
-    """Raises ValueError where a server has none of some videos from all over a list: its address may be mistaken."""
+    """Raise ValueError if none of some videos, drawn over the whole list, exists: the address may be wrong."""
     count = len(corpus.shards)
-    # drawn: evenly spaced places may all be of one server where a list takes turns among several
+    # drawn: evenly spaced places may all be on one server if a list alternates between several
     for place in random.Random(first).sample(range(count), min(count, _LOOKED_FOR)):
         ref = corpus.sample(place, 0)
         try:
             corpus.read(ref, [ref.video])
             return
-        except DamagedMember as error:  # a sample's, which the run leaves out and names: the storage answers
+        except DamagedMember as error:  # of a sample, which the run leaves out and reports: the storage responds
             if error.problem.reason != MISSING:
                 return
             gone = error.problem
@@ -170,7 +170,7 @@ def read_one(corpus: Corpus, first: int) -> None:
 
 
 def try_extensions(plan: RunPlan, process: ProcessInfo, clear: bool) -> list[str]:
-    """Load DeepSpeed's Adam for CPUs where the plan offloads, building it where it is missing.
+    """Load DeepSpeed's Adam for CPUs if the plan offloads, building it if it is missing.
 
     clear: remove the lock of a build that was killed."""
     lines = []
@@ -192,7 +192,7 @@ def offloads(plan: RunPlan) -> bool:
 
 
 def check_infiniband(cards: Path = Path("/sys/class/infiniband"), library: str = "libibverbs.so.1") -> None:
-    """Raises ValueError where the machine has InfiniBand cards that NCCL will not be able to use."""
+    """Raise ValueError if the machine has InfiniBand cards that NCCL cannot use."""
     found = sorted(card.name for card in cards.iterdir()) if cards.is_dir() else []
     if not found:
         return

@@ -1,8 +1,8 @@
-"""What a preflight checks of a configuration: of any task, of a pretraining run, of a finetuning run.
+"""Preflight checks of a configuration: of any task, of a pretraining run, of a finetuning run.
 
-The first clips of the run's own order are read as its loader reads them, go through what the run has before its
-model (the frozen towers and the masker; augmentation and mixing), and through one forward and backward pass where it
-is quick or there is a GPU. Nothing is kept; a test split is opened, and not tested on.
+The first clips of the run's own order are read as by its loader, pass through what precedes the run's model (the
+frozen towers and the masker; augmentation and mixing), and through one forward and backward pass if that is quick or
+there is a GPU. Nothing is kept; a test split is opened but not evaluated.
 
 Shapes: B clips, C classes, E width of the embedding.
 """
@@ -49,40 +49,41 @@ from tgm_scale.planning.unused import unused_in_finetuning, unused_in_pretrainin
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.clip_guidance import ClipGuidance
 
-CLIPS = 8  # that are tried until one can be used: broken ones are left out in training, too
+CLIPS = 8  # tried until one is usable: training leaves out broken ones, too
 AnyConfig = TypeVar("AnyConfig", Config, FinetuneConfig)
-_QUICK_FLOP = 1e11  # of a step on a CPU: some seconds
-_SPARE = 0.9  # of a GPU's free memory that a step may be expected to take
+_QUICK_FLOP = 1e11  # of a step on a CPU: a few seconds
+_SPARE = 0.9  # share of a GPU's free memory that a step may be expected to use
 
 
 class TaskChecks(ABC):
-    """Of one configuration. Every method raises ValueError, OSError or RuntimeError for what a run would meet."""
+    """Checks of one configuration. Methods raise ValueError, OSError or RuntimeError for what a run would meet."""
 
     config: TrainingConfig
 
     @abstractmethod
     def plan(self, process: ProcessInfo) -> RunPlan:
-        """The run's plan."""
+        """Return the run's plan."""
 
     @abstractmethod
     def check(self, process: ProcessInfo) -> None:
-        """What needs neither processes nor data."""
+        """Check what needs neither processes nor data."""
 
     @abstractmethod
     def corpora(self, process: ProcessInfo) -> dict[str, Corpus]:
-        """What the run reads, by name; empty where it is made when the run starts. May build indices."""
+        """Return the corpora that the run reads, by name; empty if they are created at the start. May build
+        indices."""
 
     @abstractmethod
     def _try(self, process: ProcessInfo) -> list[str]:
-        """What the run will use, tried by one process. Returns what was tried and what was left out, a line each."""
+        """Try what the run will use in one process. Returns a line for each thing tried or left out."""
 
     def try_run(self, process: ProcessInfo) -> list[str]:
-        """As `_try`; what another package refuses is named, too."""
+        """Call `_try`; errors of other packages become RuntimeError."""
         try:
             return self._try(process)
         except (ValueError, OSError, RuntimeError):
             raise
-        except Exception as error:  # of another package, whose versions differ
+        except Exception as error:  # another package's, whose version differs
             raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
@@ -97,7 +98,7 @@ def _smallest(config: AnyConfig, together: int, process: ProcessInfo, **data: st
 
 
 def first_usable(steps: Iterable[tuple[int, list[Batch]]], key: str, rank: int) -> Batch:
-    """The first micro batch with a clip that can be used. key: of the configuration, for the message."""
+    """Return the first micro batch with a usable clip. key: of the configuration, for the message."""
     problems: list[Problem] = []
     for _, [batch] in steps:
         if bool((batch.weight > 0).any()):
@@ -113,9 +114,9 @@ def first_usable(steps: Iterable[tuple[int, list[Batch]]], key: str, rank: int) 
 def try_step(
     config: TrainingConfig, plan: RunPlan, module: nn.Module, loss_of: Callable[[Tensor], Tensor], given: int
 ) -> str:
-    """A forward and a backward pass in the run's precision: on a GPU of a whole micro batch, else of what is given.
+    """Run a forward and a backward pass in the run's precision: a whole micro batch on a GPU, else the given clips.
 
-    loss_of: gives the loss of clips by their numbers among those given, int64 on the device."""
+    loss_of: returns the loss of clips given their numbers among those given, int64 on the device."""
     device, precision = plan.device, plan.engine.precision
     on_gpu = device.type == "cuda"
     clips = plan.layout.micro_batch if on_gpu else given
@@ -166,7 +167,9 @@ class PretrainingChecks(TaskChecks):
 
     @contextmanager
     def _few_clips(self, process: ProcessInfo) -> Iterator[Config]:
-        """The configuration with the smallest batch, decoded here; a corpus that a start makes has two clips."""
+        """Yield the configuration with the smallest batch, decoded in this process.
+
+        A corpus that the start creates is replaced by one of two clips."""
         config = self.config
         data: dict[str, str | None] = {}
         with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,4 @@
-"""From the reports of a preflight to its verdict: which nodes are bad, what is wrong with the setup, what was never
-tried."""
+"""Verdict of a preflight from its reports: bad nodes, problems of the setup, untested versions."""
 
 from __future__ import annotations
 
@@ -10,15 +9,14 @@ from statistics import median
 
 from tgm_scale.preflight.node_checks import Report
 
-# not a node's fault where there is only one node
+# not a node's fault if there is only one node
 _OF_THE_SETUP = {"configuration", "run folder", "disk", "shards", "extensions", "trial run"}
 _SLOW_GPU = 0.7  # of the median speed; healthy GPUs of one kind are within 5 %
-_CLOCK_SECONDS = 5.0  # make and rsync start to err at 1 s, authentication at 300 s
+_CLOCK_SECONDS = 5.0  # make and rsync start to fail at 1 s, authentication at 300 s
 
 
 def diagnose(reports: list[Report], silent: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """What is wrong by node, and what is wrong with the setup: a kind of problem that every node that reports has is
-    no node's."""
+    """Return the problems by node, and those of the setup: kinds of problem that every reporting node has."""
     nodes: dict[str, dict[str, str]] = defaultdict(dict)
     for report in reports:
         nodes[report.node] |= report.problems
@@ -35,7 +33,7 @@ def diagnose(reports: list[Report], silent: list[str]) -> tuple[dict[str, list[s
 
 
 def _mismatches(reports: list[Report]) -> list[tuple[Report, str, str]]:
-    """Reports that differ from most in what must match; if half differ, rank 0's half counts as right."""
+    """Return reports that differ from most in what must match; if half differ, rank 0's half counts as right."""
     found = []
     for name in dict.fromkeys(name for report in reports for name in report.must_match):
         values = [report.must_match.get(name, "none") for report in reports]
@@ -73,7 +71,7 @@ def _with_median(reports: list[Report], figure: str) -> list[tuple[Report, float
 
 
 def summary(reports: list[Report]) -> str:
-    """One line: what was checked, and the figures that a healthy cluster is known by."""
+    """Return one line: what was checked, and the measurements of a healthy cluster."""
     clocks = [clock for _, clock, _ in _with_median(reports, "clock")]
     speeds = [speed / 1e12 for _, speed, _ in _with_median(reports, "FLOP/s")]
     reduced = [speed / 1e9 for _, speed, _ in _with_median(reports, "bytes/s")]
@@ -85,7 +83,7 @@ def summary(reports: list[Report]) -> str:
     return ", ".join(parts)
 
 
-# lowest and newest
+# lowest and newest version tested
 TESTED = {
     "torch": ("2.8.0", "2.15.0"),
     "deepspeed": ("0.19.8", "0.19.8"),
@@ -96,7 +94,7 @@ TESTED = {
 
 
 def untested(versions: Mapping[str, str | None]) -> list[str]:
-    """A warning for each package that is older or newer than any that was tried."""
+    """Return a warning for each package that is older or newer than any tested version."""
     return [
         f"warning: {name} {version} was never tried with this project; {lowest} to {newest} were (docs/INSTALL.md)"
         for name, (lowest, newest) in TESTED.items()

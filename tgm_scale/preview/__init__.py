@@ -1,3 +1,3 @@
-"""What would be hidden in clips of one's own: one HTML page of pictures and figures, before a run."""
+"""Preview of what masking hides in the user's clips: one HTML page of pictures and metrics, before a run."""
 
-RECIPES = ["text_guided", "motion_guided", "tube"]  # where none is named, after the configuration's
+RECIPES = ["text_guided", "motion_guided", "tube"]  # default recipes, after the configuration's

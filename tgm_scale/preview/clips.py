@@ -1,4 +1,4 @@
-"""Which clips are shown, read as a run reads them: its crops, captions and seeds of masks.
+"""The clips shown, read as in a run: its crops, captions and seeds of masks.
 
 Shapes: T frames, H W pixels, S slots, R rows, C columns of the token grid.
 """
@@ -22,23 +22,23 @@ from tgm_scale.demo.corpus.truth import has_truth
 from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.runtime.progress import Task
 
-_BROKEN_FOR_A_WHOLE = 4  # samples that are looked at for each clip asked for, at most
+_BROKEN_FOR_A_WHOLE = 4  # most samples tried for each clip asked for
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One that is shown."""
+    """A clip that is shown."""
 
     name: str
     video: Tensor  # uint8 [3, T, H, W]
-    captions: list[str]  # that the masks go by: the drawn one, or all (guidance.captions=mean); as told without them
+    captions: list[str]  # used by masks: the drawn one, or all (guidance.captions=mean); without them for display
     seed: int  # of its masks
     motion_SRC: Tensor | None
     synthetic: bool  # from the project's own synthetic corpora
 
 
 def sampling_of(config: Config, needs: set[str], speaks: bool) -> Sampling:
-    """As a run of this configuration samples (planning.parts.clip_loader), one clip of each sample."""
+    """Return the sampling of a run with this configuration (planning.parts.clip_loader), one clip of each sample."""
     data = config.data
     return Sampling(
         data.frames,
@@ -60,9 +60,9 @@ def sampling_of(config: Config, needs: set[str], speaks: bool) -> Sampling:
 def read_clips(
     config: Config, opened: list[Corpus], sampling: Sampling, count: int, keys: Sequence[str], task: Task
 ) -> tuple[list[Clip], list[Problem]]:
-    """The first `count` whole clips of a run with this seed, or those that `keys` name, and what was passed over.
+    """Return the first `count` usable clips of a run with this seed, or those of `keys`, and the others' problems.
 
-    Raises ValueError for a key of no sample, OSError where a shard cannot be read."""
+    Raises ValueError for a key of no sample, OSError if a shard cannot be read."""
     weights = [entry.weight for entry in config.data.corpora() if entry.weight is not None]
     samples = Samples.in_order(opened, sampling, config.data.window_shards, weights or None)
     clips: list[Clip] = []
@@ -80,7 +80,7 @@ def read_clips(
 
 
 def _drawn(samples: Samples, count: int) -> Iterator[SampleAddress]:
-    """Each sample once at most, in the order of the run."""
+    """Yield each sample at most once, in the order of the run."""
     seen = set()
     most = min(sum(map(len, samples.corpora)), count * _BROKEN_FOR_A_WHOLE)
     for position in range(sum(map(len, samples.corpora)) * 2):
@@ -112,7 +112,7 @@ def _read(samples: Samples, address: SampleAddress) -> Clip | Problem:
 
 
 def _texts(corpus: Corpus, ref: SampleRef) -> dict[str, bytes]:
-    """What captions are read from, of a clip that is used without."""
+    """Return the members that hold captions, for a clip that is used without them."""
     try:
         return corpus.read(ref, CAPTION_EXTENSIONS)
     except DamagedMember:
@@ -120,7 +120,7 @@ def _texts(corpus: Corpus, ref: SampleRef) -> dict[str, bytes]:
 
 
 def _named(opened: Sequence[Corpus], keys: Sequence[str]) -> list[SampleAddress]:
-    """Where the samples lie whose name, or key within the shard, is one of `keys`. Raises ValueError."""
+    """Return the samples whose name, or key within the shard, is one of `keys`. Raises ValueError."""
     wanted = dict.fromkeys(keys)
     whole: dict[str, SampleAddress] = {}
     bare: dict[str, dict[str, SampleAddress]] = {key: {} for key in wanted}
@@ -146,7 +146,7 @@ def _named(opened: Sequence[Corpus], keys: Sequence[str]) -> list[SampleAddress]
 
 
 def _likely_first(corpus: Corpus, keys: Iterable[str]) -> list[int]:
-    """All shards, first those with whose names a key begins: of millions of samples few are then looked at."""
+    """Return all shards, first those whose name begins a key: of millions of samples few are then searched."""
     starts = [f"{corpus.prefix}{name}" for name in corpus.first_names]
     likely = {shard for shard, start in enumerate(starts) if any(key.startswith(start) for key in keys)}
     return sorted(range(len(starts)), key=lambda shard: shard not in likely)

@@ -1,4 +1,4 @@
-"""From a corpus and a tower to one page."""
+"""`tgm-scale preview`: from a corpus and a tower to one page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WITHOUT_CAPTIONS = "--recipes tube motion_guided"
 
 
 def preview(options: argparse.Namespace) -> int:
-    """The exit code. Raises ValueError for a mistake in the options, or where no clip can be shown."""
+    """Write the page and return the exit code. Raises ValueError for wrong options, or if no clip can be shown."""
     began = time.monotonic()
     settings = resolve(options)
     model = _model(settings)
@@ -48,7 +48,7 @@ def preview(options: argparse.Namespace) -> int:
 
 
 def _model(settings: Settings) -> MaskedVideoAutoencoder | None:
-    """What reconstructs; None where no checkpoint is named, or it has not learned to."""
+    """Return the model that reconstructs; None without a checkpoint, or if it has not learned to."""
     weights = settings.weights
     if weights is None:
         return None
@@ -87,7 +87,7 @@ def _look(
 ) -> tuple[list[Figures], list[Shown]]:
     looker = Looker(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     captions_nE = looker.embed(clips)
-    task = bars.task("clips looked at", len(clips))  # now: the seconds that the towers' loading takes are no clip's
+    task = bars.task("clips looked at", len(clips))  # only now: the towers' loading time is no clip's
     looks, shown = [], []
     for number, clip in enumerate(clips):
         looks.append(looker.look(clip, number, captions_nE))

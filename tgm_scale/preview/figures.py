@@ -1,4 +1,4 @@
-"""Figures over the clips shown: do captions change the masks, and towards what they say?
+"""Metrics over the clips shown: do captions change the masks, and towards their content?
 
 Shapes: n clips, each with its caption; D draws.
 """
@@ -18,12 +18,12 @@ from tgm_scale.preview.looks import Look, Way
 from tgm_scale.runtime import seeding
 
 DRAWS = 2000
-LEVEL = 0.05  # of all ways together: each has its share (Bonferroni), or one random tower in seven would pass
+LEVEL = 0.05  # for all ways together: each has its share (Bonferroni), or one random tower in seven would pass
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Over the clips, with its standard error (nan for one clip)."""
+    """A mean over the clips, with its standard error (nan for one clip)."""
 
     value: float
     error: float
@@ -36,20 +36,20 @@ class Mean:
 
 @dataclass(frozen=True)
 class Pairing:
-    """How well captions find their clips among those shown.
+    """Measure of how well captions find their clips among those shown.
 
-    share: of the pairs of clips with different captions, those where the right way round answers more than the wrong
-    one; 0.5 is chance. p: share of random assignments of the captions that answer as much as the right one. level: a
-    p above it is chance."""
+    share: of pairs of clips with different captions, those in which the right assignment has more lift than the
+    exchanged one; 0.5 is chance. p: share of random assignments of the captions with at least the lift of the right
+    one. level: a p above it is chance."""
 
     share: float
     p: float
-    captions: int  # different ones
+    captions: int  # number of different ones
     level: float
 
     @property
     def fewest(self) -> int:
-        """Captions of which one order is rare enough: of four none is rarer than 1 in 24."""
+        """Fewest captions for which one order is rare enough: with four none is rarer than 1 in 24."""
         return next(count for count in count_from(2) if factorial(count) * self.level >= 1)
 
     @property
@@ -63,19 +63,20 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one way over all clips."""
+    """Metrics of one way over all clips."""
 
     way: Way
-    ratio: float  # share of the tokens that is hidden: what overlaps are by chance
+    ratio: float  # share of tokens hidden: the chance level of overlaps
     centre: Mean  # share of the mask in a box of its size in the middle of the frame
-    repeat: Mean  # share of the mask that was hidden in the slot before
-    swapped: Mean | None  # share of the mask that another clip's caption hides, too; None where no caption has a say
-    pairing: Pairing | None  # None where there are no captions, or all are the same
+    repeat: Mean  # share of the mask hidden in the slot before
+    swapped: Mean | None  # share of the mask that another clip's caption hides, too; None if captions play no part
+    pairing: Pairing | None  # None if there are no captions, or all are the same
 
 
 def figures_of(ways: Sequence[Way], looks: Sequence[Look], differ_nn: Tensor, seed: int) -> list[Figures]:
-    """differ_nn: bool, which clips have different captions. Recipes that no caption guides are paired by the scorer
-    that pairs best."""
+    """Compute the metrics of each way. differ_nn: bool, which clips have different captions.
+
+    Recipes that no caption guides are paired by the scorer that pairs best."""
 
     def paired(label: str, scorer: str | None) -> Pairing | None:
         if scorer is None or not differ_nn.any():
@@ -102,7 +103,7 @@ def figures_of(ways: Sequence[Way], looks: Sequence[Look], differ_nn: Tensor, se
 
 
 def _swapped(way: Way, looks: Sequence[Look], differ_nn: Tensor) -> Mean | None:
-    """The mean over clips of the mean over the captions that are different."""
+    """Return the mean over clips of the mean overlap over the different captions."""
     if way.scorer is None or not differ_nn.any():
         return None
     overlap_nn = torch.stack([look.swapped[way.label] for look in looks]).double()
@@ -111,8 +112,10 @@ def _swapped(way: Way, looks: Sequence[Look], differ_nn: Tensor) -> Mean | None:
 
 
 def pairing(lift_nn: Tensor, differ_nn: Tensor, seed: int, level: float) -> Pairing:
-    """lift_nn: of clip i under the caption of clip j. What is a clip's own (its lifts are high under any caption) or a
-    caption's (on any clip) cancels in a pair, and in the sum over a permutation."""
+    """Measure the pairing. lift_nn: of clip i under the caption of clip j.
+
+    A clip's own level (its lifts are high under any caption) or a caption's (on any clip) cancels in a pair, and in
+    the sum over a permutation."""
     own_n = lift_nn.diagonal()
     right_nn = own_n[:, None] + own_n - lift_nn - lift_nn.T
     pairs = right_nn[differ_nn.triu(1)]

@@ -1,4 +1,4 @@
-"""What every scorer and recipe makes of a clip, under its own caption and under those of the other clips.
+"""Relevance and masks of every scorer and recipe for a clip, under its own caption and those of the other clips.
 
 Shapes: n clips shown, each with a caption; S slots, R rows, C columns of the token grid; E width of embeddings.
 """
@@ -22,7 +22,7 @@ from tgm_scale.preview.settings import Settings
 
 @dataclass(frozen=True)
 class Way:
-    """A recipe, with the scorer whose relevance guides it where it is guided by text."""
+    """A recipe, with the scorer of its relevance if it is guided by text."""
 
     masker: Masker
     scorer: str | None = None
@@ -38,14 +38,14 @@ class Look:
 
     relevance: dict[str, Tensor]  # to its own caption, float32 [S, R, C]
     hidden: dict[str, Tensor]  # bool [S, R, C]
-    masks: dict[str, Mask]  # of one clip, as a run has them
-    swapped: dict[str, Tensor]  # of ways with a scorer: overlap of its mask with that under each caption, [n]
+    masks: dict[str, Mask]  # of one clip, as in a run
+    swapped: dict[str, Tensor]  # for ways with a scorer: overlap of its mask with that under each caption, [n]
     repeat: dict[str, float]
     lifts: dict[tuple[str, str], Tensor]  # by way and scorer: `lift` for each caption, [n]
 
 
 def ways_of(settings: Settings) -> list[Way]:
-    """Each recipe once, and once for each scorer where it is guided by text."""
+    """Return each recipe once, or once per scorer if it is guided by text."""
     return [
         Way(masker, scorer)
         for masker in settings.maskers
@@ -54,15 +54,14 @@ def ways_of(settings: Settings) -> list[Way]:
 
 
 def lift(relevance_nSRC: Tensor, hidden_nSRC: Tensor) -> Tensor:
-    """How much more the hidden tokens answer to each caption than those that stay: a difference of mean cosines,
-    float64 [n]."""
+    """Return the mean cosine of the hidden tokens to each caption minus that of the visible ones, float64 [n]."""
     relevance_nK, hidden_nK = relevance_nSRC.double().flatten(1), hidden_nSRC.flatten(1)
     inside, outside = ((relevance_nK * chosen).sum(1) / chosen.sum(1) for chosen in (hidden_nK, ~hidden_nK))
     return inside - outside
 
 
 class Looker:
-    """Looks at clips one by one. The towers are on `device`; masks are made on the CPU."""
+    """Applies every way to clips one by one. The towers are on `device`; masks are made on the CPU."""
 
     def __init__(self, settings: Settings, device: torch.device):
         guidance = settings.config.guidance
@@ -78,13 +77,13 @@ class Looker:
             self.scorers = {name: Relevance(image, name, *view) for name in SCORERS}
 
     def embed(self, clips: list[Clip]) -> Tensor | None:
-        """Of the captions of each clip the mean, [n, E]; None where no recipe is guided by text."""
+        """Return the mean embedding of each clip's captions, [n, E]; None if no recipe is guided by text."""
         if self.towers.text is None:
             return None
         return torch.stack([self.towers.text.encode(clip.captions).mean(0) for clip in clips])
 
     def differ(self, clips: list[Clip]) -> Tensor:
-        """Which pairs of clips have different captions, bool [n, n]: captions of equal tokens are one to the tower."""
+        """Return which pairs of clips have different captions, bool [n, n]; captions of equal tokens are the same."""
         if self.towers.text is None:
             said = [clip.captions for clip in clips]
         else:
@@ -93,7 +92,7 @@ class Looker:
 
     @torch.no_grad()
     def look(self, clip: Clip, number: int, captions_nE: Tensor | None) -> Look:
-        """number: of the clip, whose own caption is that of this number."""
+        """Apply every way to a clip. number: of the clip, and of its own caption."""
         video_1CTHW = clip.video[None]
         maps: dict[str, Tensor | None] = {
             name: look(video_1CTHW.to(self.device), self.grid).float().cpu() for name, look in self.towers.maps.items()

@@ -1,4 +1,4 @@
-"""What a run's newest checkpoint makes of the clips that `log.pictures_every` draws, for the run's report."""
+"""Reconstruction by a run's newest checkpoint of the clips that `log.pictures_every` draws, for the run's report."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ from tgm_scale.training.pictures import masked_clips
 
 
 def with_reconstruction(view: RunView) -> RunView:
-    """The run with a picture of its newest checkpoint, unless it has one as new; with a complaint where none can be
-    made. Of a finetuning, of features and of a run without a checkpoint: as it is. Nothing is written."""
+    """Return the run with a picture of its newest checkpoint, unless it has one as new.
+
+    If none can be made, a complaint is added. Finetunings, evaluations of features and runs without a checkpoint stay
+    unchanged. Nothing is written."""
     steps = steps_in(view.root / "checkpoints")
     if not steps or "masking" not in view.tree or (view.reconstruction and view.reconstruction.step >= steps[-1]):
         return view
@@ -41,7 +43,7 @@ def with_reconstruction(view: RunView) -> RunView:
 
 
 def _of_newest(view: RunView) -> Reconstruction | None:
-    """None where the run's objective reconstructs nothing."""
+    """Draw the newest checkpoint's reconstruction; None if the run's objective reconstructs nothing."""
     folder = view.root / "checkpoints"
     step = steps_in(folder)[-1]
     config = checked(status.read_tree(str(view.root)), str(view.root / "config.yaml"), Config)

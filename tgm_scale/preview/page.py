@@ -1,4 +1,4 @@
-"""The page of a preview: what the figures say first, then each clip in pictures.
+"""HTML page of a preview: first the meaning of the metrics, then each clip in pictures.
 
 Shapes: S slots, R rows, C columns of the token grid, H W pixels.
 """
@@ -22,8 +22,8 @@ from tgm_scale.report.reconstruct import reconstruct
 from tgm_scale.report.render import contact_sheet, heatmap, seen_tokens, slot_frames, some_slots, veiled
 from tgm_scale.runtime.terminal import escaped, message
 
-PICTURES = 4  # of a clip's slots, evenly spread
-_LONGEST = 400  # letters of a caption that are shown
+PICTURES = 4  # slots of a clip drawn, evenly spread
+_LONGEST = 400  # longest part of a caption that is shown, letters
 _HEADER = ["recipe", "hides", "of another caption", "in a centre box", "of the slot before", "pairings won", "p"]
 _HOW = (
     "Hides is the share of the tokens that is hidden, and what the three shares right of it are by chance. Of "
@@ -45,7 +45,7 @@ _READING = (
 
 @dataclass(frozen=True)
 class Shown:
-    """Pictures of one clip, and its words."""
+    """A clip and its pictures."""
 
     clip: Clip
     gallery: Gallery
@@ -54,7 +54,7 @@ class Shown:
 def picture_clip(
     clip: Clip, look: Look, ways: Sequence[Way], model: MaskedVideoAutoencoder | None, settings: Settings
 ) -> Shown:
-    """model: reconstructs the clip under the first way, or its scorer's that the configuration names."""
+    """Draw the pictures of a clip. model: reconstructs it under `of_the_run`'s way."""
     grid = settings.maskers[0].grid
     frames = slot_frames(clip.video, grid.slots)
     chosen = some_slots(grid.slots, PICTURES)
@@ -75,7 +75,7 @@ def picture_clip(
 
 
 def of_the_run(ways: Sequence[Way], settings: Settings) -> Way:
-    """The first recipe named, with the configuration's scorer."""
+    """Return the first recipe given, with the configuration's scorer."""
     first = [way for way in ways if way.masker is settings.maskers[0]]
     return next((way for way in first if way.scorer == settings.config.guidance.scorer), first[0])
 
@@ -92,7 +92,7 @@ def compose(
     problems: Sequence[Problem],
     command: str,
 ) -> Report:
-    """said: the verdict, and before it what is not as in the checkpoint's run."""
+    """Compose the page. said: the verdict, after any differences from the checkpoint's run."""
     below = [Text(one) for one in [*words.threshold(found), _HOW]]
     sections = [Section("What the masks follow", [*(Text(message(one)) for one in said), _table(found), *below])]
     meant = [[one.way.label, words.meaning(one)] for one in found]

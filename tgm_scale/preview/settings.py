@@ -1,4 +1,4 @@
-"""What a preview is made with: the configuration, the recipes, the checkpoint that reconstructs."""
+"""Settings of a preview: the configuration, the recipes, the checkpoint that reconstructs."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ _OF_A_RUN = (
     "masking",
     "model",
     "objective",
-)  # what a checkpoint's configuration says to a preview
-# what a mask and a clip depend on
+)  # sections of a checkpoint's configuration that a preview uses
+# keys on which masks and clips depend
 _COMPARED = ("masking.", "guidance.", "data.stride", "data.sampling", "data.standardise")
-_NOT_COMPARED = ("guidance.cached", "guidance.compile")  # which a preview sets itself
-_NOT_OF_A_PREVIEW = ("data.synthetic", "data.cache", "data.decoder")  # it makes no corpus and keeps no bytes
+_NOT_COMPARED = ("guidance.cached", "guidance.compile")  # a preview sets these itself
+_NOT_OF_A_PREVIEW = ("data.synthetic", "data.cache", "data.decoder")  # a preview makes no corpus and keeps no bytes
 MOST_CLIPS = 100
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one preview."""
+    """Settings of one preview."""
 
     config: Config
-    maskers: list[Masker]  # the recipes named, in order
+    maskers: list[Masker]  # the recipes given, in order
     weights: Weights | None
     learned: dict[str, Map]  # maps of a learned mask, by name
-    other_than_run: list[str]  # what is not as in the checkpoint's run, in sentences
+    other_than_run: list[str]  # a sentence on the differences from the checkpoint's run
 
     @property
     def speaks(self) -> bool:
-        """Whether captions are looked at."""
+        """Whether captions are used."""
         return any("relevance" in masker.needs for masker in self.maskers)
 
     @property
@@ -62,13 +62,13 @@ class Settings:
 
     @property
     def normalise_by(self) -> NormaliseBy:
-        """Whose mean and deviation the checkpoint's targets are normalised by."""
+        """Statistics that normalise the checkpoint's targets: those of the patch or of the clip."""
         of_run = (self.weights.config or {}) if self.weights else {}
         return (of_run.get("objective") or {}).get("normalise_by", "patch")
 
 
 def resolve(options: argparse.Namespace) -> Settings:
-    """Raises ValueError for what does not go together, before any data is opened."""
+    """Resolve the options. Raises ValueError for options that do not go together, before any data is opened."""
     if options.clips > MOST_CLIPS:
         raise ValueError(f"--clips {options.clips}: wanted at most {MOST_CLIPS}: a page holds the pictures of each")
     check_output("--output", options.output, "HTML page")
@@ -89,12 +89,13 @@ def resolve(options: argparse.Namespace) -> Settings:
 
 
 def _maskers(config: Config, options: argparse.Namespace) -> list[Masker]:
-    """Of the recipes named; where none is, of the configuration's own, and the usual ones that it has a tower for."""
+    """Return maskers of the recipes given; by default the configuration's own and the usual ones it has a tower
+    for."""
     own = [config.masking.recipe] if options.config or options.checkpoint else []
     given = options.recipes or [*own, *preview.RECIPES]
     names = list(RECIPES) if "all" in given else list(dict.fromkeys(given))
     maskers = [recipe_masker(config, name) for name in names]
-    if "all" in given:  # of learned ones that of the checkpoint alone
+    if "all" in given:  # of learned ones only the checkpoint's
         maskers = [masker for masker in maskers if masker.learned is None or masker.name in own]
     if own and not options.recipes and not sees_images(config.guidance):
         maskers = [masker for masker in maskers if masker.name in own or not masker.needs & IMAGE_MAPS]
@@ -115,7 +116,7 @@ def _config(options: argparse.Namespace, weights: Weights | None) -> Config:
 
 
 def _other_than_run(config: Config, weights: Weights | None, options: argparse.Namespace) -> list[str]:
-    """What masks and clips depend on, where it is not as in the checkpoint's own configuration."""
+    """Return a sentence on masking and clip settings that differ from the checkpoint's own configuration."""
     trees = [config.model_dump(mode="json"), (weights.config if weights else None) or {}]
     apart = [
         f"{key}={here} (there {there})"
@@ -129,7 +130,7 @@ def _other_than_run(config: Config, weights: Weights | None, options: argparse.N
 
 
 def _lay_under(tree: dict[str, Any], weights: Weights) -> None:
-    """What the checkpoint says of its clips, and its run's configuration where it is one of ours and known today."""
+    """Set the checkpoint's clip shape, and its run's configuration if it is ours, as far as keys are still known."""
     size = weights.size
     tree["data"] |= {"frames": weights.frames, "size": weights.image_size}
     tree["model"] = {"patch": size.patch, "tubelet": size.tubelet}

@@ -1,4 +1,4 @@
-"""What the figures mean for these clips, in plain sentences."""
+"""Interpretation of a preview's metrics for these clips, in plain sentences."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SMALL = (
     "or SigLIP."
 )
 
-PASSES = "*"  # beside a p
-_LITTLE = 0.25  # of a mask, shown in the slot before: what can be copied from there
+PASSES = "*"  # marks a p that passes
+_LITTLE = 0.25  # share of a mask that was visible in the slot before: what can be copied from there
 
 
 def verdict(settings: Settings, found: Sequence[Figures], clips: int, synthetic: bool) -> list[str]:
-    """What comes first on the page and on the terminal. synthetic: whether all clips are of the project's own kind."""
+    """Return the first sentences of the page and the terminal. synthetic: whether all clips are the project's own."""
     towers = settings.config.guidance.towers
     if not settings.speaks or towers is None:
         return ["No caption has a say in these recipes: they hide the same whatever a caption says."]
@@ -55,7 +55,7 @@ def verdict(settings: Settings, found: Sequence[Figures], clips: int, synthetic:
 
 
 def _knows(best: Figures, found: Sequence[Figures]) -> list[str]:
-    """Which scorer, and whether a recipe that reads no caption does as well."""
+    """Return which scorer is best, and whether a recipe that reads no caption does as well."""
     assert best.pairing is not None
     said = [
         f"{best.way.label} tells these captions apart best: the right captions win {best.pairing.share:.0%} of the "
@@ -74,7 +74,7 @@ def _knows(best: Figures, found: Sequence[Figures]) -> list[str]:
 
 
 def threshold(found: Sequence[Figures]) -> list[str]:
-    """Below the table: which p passes, and why not each below 0.05."""
+    """Return the note below the table: which p passes, and why not every p below 0.05."""
     pairings = [one.pairing for one in found if one.pairing is not None]
     if not pairings:
         return []
@@ -92,13 +92,13 @@ def threshold(found: Sequence[Figures]) -> list[str]:
 
 
 def meaning(one: Figures) -> str:
-    """One way's figures in words."""
+    """Return one way's metrics as a sentence."""
     said = "; ".join(part for part in (_swapped(one), _centre(one), _repeat(one)) if part)
     return f"{said[0].upper()}{said[1:]}."
 
 
 def _share_of_the_way(value: float, chance: float) -> float:
-    """0 at chance, 1 at 1."""
+    """Return the position between chance (0) and 1 (1)."""
     return (value - chance) / (1 - chance)
 
 

@@ -1,1 +1,1 @@
-"""What `import tgm_scale` gives: an encoder, relevance and masks, a corpus (docs/PYTHON.md)."""
+"""Public API of `import tgm_scale`: an encoder, relevance and masks, a corpus (docs/PYTHON.md)."""

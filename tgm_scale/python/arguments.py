@@ -1,5 +1,4 @@
-"""Arguments of the functions for Python, looked at before the work: mistakes name the argument, what was found, and
-what is wanted."""
+"""Checks of arguments of the Python API: errors name the argument, the value, and what is wanted."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE, MAX_STRIDE, MAX_VIEWS
 from tgm_scale.runtime.command import reported_as
 from tgm_scale.runtime.files import like
 
-_ARGUMENTS = {  # of these functions, by the key of a configuration that says the same
+_ARGUMENTS = {  # argument names of the API, by the configuration key of the same meaning
     "guidance.": "", "masking.": "", "data.frames": "frames", "data.size": "size", "data.root": "root",
     "data.shards": "spec", "encoder.checkpoint": "path",
 }  # fmt: skip
@@ -24,7 +23,8 @@ _MOST = {"frames": MAX_FRAMES, "size": MAX_SIDE, "stride": MAX_STRIDE, "windows"
 
 
 def whole_number(name: str, value: Any, least: int | None = 1) -> int:
-    """Raises ValueError where it is none, below `least`, or beyond what clips and tensors hold."""
+    """Return the number. Raises ValueError if it is not whole, below `least`, or beyond what clips and tensors
+    hold."""
     most = _MOST.get(name, 2**63 - 1)
     wanted = "a whole number of 64 bits" if least is None else f"a whole number from {least} to {most:,}"
     least = -most if least is None else least
@@ -34,14 +34,14 @@ def whole_number(name: str, value: Any, least: int | None = 1) -> int:
 
 
 def path_of(name: str, value: Any) -> str:
-    """Raises ValueError for what names no file."""
+    """Return the path as text. Raises ValueError for values that cannot be a path."""
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in str(value):
         raise ValueError(f"{name}={value!r}: wanted a path")
     return os.fsdecode(value)
 
 
 def existing(name: str, value: Any, of: Callable[[str], str] = str) -> Path:
-    """The path that is meant, by `of`. Raises FileNotFoundError where there is nothing of this name."""
+    """Return the path that `of` makes of the value. Raises FileNotFoundError if it does not exist."""
     path = Path(of(path_of(name, value)))
     if not path.exists():
         raise FileNotFoundError(f"{name}={os.fspath(value)}: no such file or folder{like(path)}")
@@ -49,11 +49,11 @@ def existing(name: str, value: Any, of: Callable[[str], str] = str) -> Path:
 
 
 def device_of(device: Any) -> torch.device:
-    """Raises ValueError for a name that is none, and for a GPU that is not there."""
+    """Return the device. Raises ValueError for an unknown name or a missing GPU."""
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:  # what torch raises hangs on how it was built
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch's error depends on its build
         why = "wanted a name such as cpu or cuda" if isinstance(error, TypeError) else str(error).splitlines()[0]
         raise ValueError(f"device={str(device)!r}: {why}") from None
     return found
@@ -61,7 +61,7 @@ def device_of(device: Any) -> torch.device:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Mistakes in the words of these functions, which have no sections of a configuration."""
+    """Report configuration errors under the argument names of the API, which has no sections of a configuration."""
     with ExitStack() as stack:
         for key, name in _ARGUMENTS.items():
             stack.enter_context(reported_as(key, name))

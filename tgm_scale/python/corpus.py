@@ -1,4 +1,4 @@
-"""The samples of a corpus, one after another."""
+"""Iteration over the samples of a corpus."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _PATTERN = set("*?[{")
 
 @dataclass(frozen=True)
 class Sample:
-    """name: as it stands in logs. captions: those that a run would use, none where there is none. video: the bytes of
-    its file."""
+    """A sample. name: as in logs. captions: those that a run would use, if any. video: the bytes of its file."""
 
     name: str
     captions: list[str]
     video: bytes = field(repr=False)
 
     def read(self, frames: int = 16, size: int = 224, stride: int = 4, windows: int = 1, squares: int = 1) -> Tensor:
-        """Its clips, uint8 [windows * squares, 3, frames, size, size], as `read_video`. Raises ValueError that names
-        the sample where it cannot be decoded."""
+        """Return its clips, uint8 [windows * squares, 3, frames, size, size], as `read_video`.
+
+        Raises ValueError that names the sample if it cannot be decoded."""
         try:
             return read_video(self.video, frames, size, stride, windows, squares)
         except ValueError as error:
@@ -40,11 +40,11 @@ class Sample:
 
 
 class Samples:
-    """Iterate over it for the samples, shard by shard, in the order in which they lie; as often as one likes.
+    """Iterable of the samples, shard by shard, in stored order; it can be iterated repeatedly.
 
-    left_out: how many have no usable video, by reason. problems: what is known of each sample that was left out.
-    Samples whose bytes are damaged are met on the way: from then on they are in both, and not in the length. Raises
-    OSError where the storage does not answer."""
+    left_out: number of samples without a usable video, by reason. problems: one for each known sample left out.
+    Samples with damaged bytes are found during iteration: from then on they are in both, and not in the length. Raises
+    OSError if the storage does not respond."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
@@ -60,7 +60,7 @@ class Samples:
             except DamagedMember as error:
                 self._damaged[ref.name] = error.problem
                 continue
-            self._damaged.pop(ref.name, None)  # the bytes of another time
+            self._damaged.pop(ref.name, None)  # earlier damage
             yield Sample(ref.name, captions_of(members), members[ref.video])
 
     @property
@@ -78,11 +78,12 @@ class Samples:
 def open_corpus(
     spec: str | os.PathLike[str] | list[str], root: str | os.PathLike[str] | None = None, part: Role = "all"
 ) -> Samples:
-    """The samples of whatever `data.shards` of a run takes: a folder of shards or of videos, a glob or brace pattern,
-    URLs, or a list of videos (CSV, JSON lines, ...), whose paths are relative to `root` (default: its folder).
+    """Open the samples of anything that `data.shards` of a run accepts.
 
-    part: of a list with a column `split`, the rows of train (what a run reads), those of test, or all.
-    Raises ValueError where there is no usable sample, and FileNotFoundError where nothing has this name."""
+    That is a folder of shards or of videos, a glob or brace pattern, URLs, or a list of videos (CSV, JSON lines, ...),
+    whose paths are relative to `root` (default: its folder). part: in a list with a column `split`, the rows of train
+    (what a run reads), of test, or all.
+    Raises ValueError if there is no usable sample, and FileNotFoundError if the path does not exist."""
     if part not in get_args(Role):
         raise ValueError(f"part={part!r}: wanted one of {', '.join(get_args(Role))}")
     given = [path_of("spec", one) for one in spec] if isinstance(spec, list) else path_of("spec", spec)

@@ -22,11 +22,11 @@ def load_encoder(
     size: int | None = None,
     device: str | torch.device = "cpu",
 ) -> VideoEncoder:
-    """The encoder of a run folder, a checkpoint, or any file that `tgm-scale convert` reads, frozen.
+    """Load the encoder of a run folder, a checkpoint, or any file that `tgm-scale convert` reads, frozen.
 
-    frames, size: of the clips that it will be given; default: as it was trained. For others its positions are
-    interpolated. Raises ValueError where there is no encoder, the shape is none of the model's, or the device is not
-    there, and FileNotFoundError where nothing has this name."""
+    frames, size: of the clips that it will read; default: as in training. For others its positions are interpolated.
+    Raises ValueError if there is no encoder, the shape does not fit the model, or the device is missing, and
+    FileNotFoundError if the path does not exist."""
     shape = [
         None if value is None else whole_number(name, value) for name, value in (("frames", frames), ("size", size))
     ]
@@ -36,59 +36,59 @@ def load_encoder(
 
 
 class VideoEncoder:
-    """Videos to features, on the encoder's device; in bf16 on a GPU, in fp32 on a CPU. Nothing is hidden from it.
+    """Encoder from videos to features, on its own device; bf16 on a GPU, fp32 on a CPU. Nothing is masked.
 
-    Where a method takes a video, that is uint8 RGB [B, 3, frames, size, size] on any device, or a file, of which the
-    middle window of frames and the centre square are taken (B = 1). Raises ValueError for another shape and for a file
-    that cannot be decoded."""
+    Methods take a video as uint8 RGB [B, 3, frames, size, size] on any device, or a file, whose middle window and
+    centre square are read (B = 1). Raises ValueError for another shape and for a file that cannot be decoded."""
 
     def __init__(self, frozen: FrozenEncoder) -> None:
         self._frozen = frozen
 
     @property
     def frames(self) -> int:
-        """Of a clip."""
+        """Frames of a clip."""
         return self._frozen.frames
 
     @property
     def size(self) -> int:
-        """The side of a clip's frames, in pixels."""
+        """Side of a clip's frames, in pixels."""
         return self._frozen.image_size
 
     @property
     def stride(self) -> int:
-        """How far apart a clip's frames are in a file, in frames: as it was trained, 4 where that is not known."""
+        """Distance in a file between a clip's frames, in frames: as in training, 4 if unknown."""
         return self._frozen.stride
 
     @property
     def sampling(self) -> str:
-        """How a clip's frames lie in a file, as it was trained: "dense", `stride` apart, or "segments", one of each of
-        `frames` equal parts."""
+        """Frame sampling in training: "dense" (`stride` apart) or "segments" (one of each of `frames` equal parts)."""
         return self._frozen.sampling
 
     @property
     def standardise(self) -> bool:
-        """Whether it was trained on clips of one brightness and contrast (data.standardise). `read` brings clips to
-        it; a tensor is taken as it is."""
+        """Whether training clips had one brightness and contrast (data.standardise).
+
+        `read` brings clips to it; a tensor is used unchanged."""
         return self._frozen.standardise
 
     @property
     def width(self) -> int:
-        """D."""
+        """D, the width of the encoder."""
         return self._frozen.size.width
 
     def __call__(self, video: Tensor | Source) -> Tensor:
-        """The mean of all tokens after the last norm: float32 [B, D]."""
+        """Return the mean of all tokens after the last norm: float32 [B, D]."""
         return self._frozen(self._clips(video))
 
     def tokens(self, video: Tensor | Source) -> Tensor:
-        """All tokens after the last norm, slot by slot, row by row: float32 [B, K, D]."""
+        """Return all tokens after the last norm, slot by slot, row by row: float32 [B, K, D]."""
         return self._frozen.tokens(self._clips(video))
 
     def read(self, source: Source, windows: int = 1, squares: int = 1) -> Tensor:
-        """Clips of a video as this encoder takes them: uint8 [V, 3, frames, size, size], as `read_video`; of one that
-        was trained on whole clips (data.sampling=segments) a frame of each of `frames` equal parts of the video, and
-        of one brightness and contrast where it was trained so (data.standardise)."""
+        """Read clips of a video as this encoder needs them: uint8 [V, 3, frames, size, size], as `read_video`.
+
+        If trained on whole clips (data.sampling=segments), a clip has a frame of each of `frames` equal parts of the
+        video; if trained with data.standardise, clips are brought to one brightness and contrast."""
         counts = {"windows": windows, "squares": squares}
         temporal, spatial = (whole_number(name, value) for name, value in counts.items())
         return read_views(source, self._frozen.views(temporal=temporal, spatial=spatial))

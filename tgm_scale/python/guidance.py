@@ -1,4 +1,4 @@
-"""What a caption says about a video's tokens, and what a masking recipe hides of it.
+"""Relevance of a video's tokens to a caption, and the tokens that a masking recipe hides.
 
 Shapes: B clips, T frames of H x H pixels, S = T / tubelet slots, R = C = H / patch rows and columns of tokens.
 """
@@ -37,14 +37,13 @@ def load_guidance(
     tubelet: int = 2,
     device: str | torch.device = "cpu",
 ) -> Guidance:
-    """What says what of a clip a caption means, and what a masking recipe hides.
+    """Load frozen towers that compute relevance to captions and the masks of recipes.
 
     towers: a CLIP or SigLIP folder in the Hugging Face layout, or `small`, the packaged CLIP, which has seen synthetic
-    shapes only and says nothing of real video. scorer: `value`, `vv` or `raw` (docs/RECIPES.md). patch, tubelet:
-    pixels and frames of a token; other than a model's, they are free. Weights are read when they are first needed.
+    shapes only and is meaningless on real video. scorer: `value`, `vv` or `raw` (docs/RECIPES.md). patch, tubelet:
+    pixels and frames of a token; unlike a model's, they can be chosen freely. Weights are read when first needed.
 
-    Raises ValueError for a folder, scorer or device that is none, and FileNotFoundError for a folder that is not
-    there."""
+    Raises ValueError for an invalid folder, scorer or device, and FileNotFoundError for a missing folder."""
     whole_number("tubelet", tubelet)
     whole_number("patch", patch)
     if not isinstance(scorer, str) or scorer not in SCORERS:
@@ -61,19 +60,19 @@ def load_guidance(
 
 
 class Guidance:
-    """Frozen towers, and the size of the tokens that they are asked about.
+    """Frozen towers, with the size of the tokens that they are evaluated on.
 
-    Where a method takes a video, that is uint8 RGB [B, 3, T, H, H] on any device. caption: one for all clips, or a
-    list of one for each. Both raise ValueError for a video or a caption that is none, and for sides that do not
-    divide."""
+    Methods take a video as uint8 RGB [B, 3, T, H, H] on any device. caption: one for all clips, or a list of one for
+    each. Methods raise ValueError for an invalid video or caption, and for sides that do not divide."""
 
     def __init__(self, settings: GuidanceConfig, tubelet: int, patch: int, device: torch.device) -> None:
         self._settings, self._tubelet, self._patch, self._device = settings, tubelet, patch, device
         self._loaded: dict[frozenset[str], Towers] = {}
 
     def relevance(self, video: Tensor, caption: Captions) -> Tensor:
-        """How well each token of each clip answers to its caption: float32 [B, S, R, C], cosines; only their order
-        within a clip means something."""
+        """Return the relevance of each token of each clip to its caption: float32 [B, S, R, C].
+
+        Values are cosines; only their order within a clip is meaningful."""
         video = checked(video).to(self._device)
         captions = _captions(caption, len(video))
         return self._relevance(self._towers({"relevance"}), video, captions, self._grid(video))
@@ -88,12 +87,12 @@ class Guidance:
         options: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """The tokens that a masking recipe hides of each clip: bool [B, S, R, C], True where hidden.
+        """Return the tokens that a masking recipe hides in each clip: bool [B, S, R, C], True where hidden.
 
-        recipe, mask_ratio, options: as `masking.*` of a run (docs/RECIPES.md). seed: of what is drawn; clip i of any
-        batch has the same mask at the same seed. Only recipes that follow a caption need one. motion_guided is not to
-        be had, since frames do not bring the codec's motion, nor are learned masks, such as adamae. Raises ValueError,
-        too, for a recipe, ratio or options that do not go together."""
+        recipe, mask_ratio, options: as `masking.*` of a run (docs/RECIPES.md). seed: of random draws; clip i of any
+        batch has the same mask at the same seed. Only recipes that follow a caption need one. motion_guided is
+        unavailable, since frames lack the codec's motion, and so are learned masks, such as adamae. Also raises
+        ValueError for a recipe, ratio or options that do not go together."""
         video, seed = checked(video).to(self._device), whole_number("seed", seed, least=None)
         captions = None if caption is None else _captions(caption, len(video))
         grid = self._grid(video)
@@ -112,7 +111,7 @@ class Guidance:
             return Grid.of(video.shape[2], video.shape[3], self._tubelet, self._patch)
 
     def _towers(self, needs: Set[str]) -> Towers:
-        """Loaded once."""
+        """Return the towers for these needs, loaded once."""
         wanted = frozenset(needs)
         if wanted not in self._loaded:
             with told():
@@ -145,7 +144,7 @@ def _masker(recipe: str, grid: Grid, mask_ratio: float, options: Mapping[str, An
 
 
 def _known(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """With the current names of values, as a configuration is read."""
+    """Return the options with the current names of values, as for a configuration."""
     if not isinstance(options, (Mapping, type(None))):
         raise ValueError(f"options={options!r}: wanted values by name, such as {{'temperature': 1.0}}")
     names = [one.name for one in fields(Recipe)]

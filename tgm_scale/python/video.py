@@ -1,4 +1,4 @@
-"""Videos as tensors, and whether a tensor is one.
+"""Reading of videos as tensors, and checks of such tensors.
 
 Shapes: B clips, V views of a video, T frames, H W pixels.
 """
@@ -15,17 +15,17 @@ from tgm_scale.data.video.frame_times import DecodeError
 from tgm_scale.evaluation.views import Views, decode_views
 from tgm_scale.python.arguments import existing, whole_number
 
-Source = str | os.PathLike[str] | bytes  # a file, or what one holds
+Source = str | os.PathLike[str] | bytes  # a file, or its contents
 
 
 def read_video(
     source: Source, frames: int = 16, size: int = 224, stride: int = 4, windows: int = 1, squares: int = 1
 ) -> Tensor:
-    """Clips of a video: uint8 RGB [V, 3, frames, size, size] with V = windows * squares, window by window.
+    """Read clips of a video: uint8 RGB [V, 3, frames, size, size] with V = windows * squares, window by window.
 
-    source: a file, or the bytes of one. Each window has `frames` frames, `stride` apart, from the first to the last
-    that fits (one: the middle one); the squares of the short side lie from one end of the long side to the other (one:
-    the centre).
+    source: a file, or its bytes. Each window has `frames` frames, `stride` apart, from the first to the last that fits
+    (one: the middle one); the squares of the short side lie from one end of the long side to the other (one: the
+    centre).
 
     Raises ValueError for a video that cannot be decoded and for counts below 1, OSError for a file that cannot be
     read."""
@@ -35,7 +35,7 @@ def read_video(
 
 
 def read_views(source: Source, views: Views) -> Tensor:
-    """These views of a video. Raises as `read_video`."""
+    """Read these views of a video. Raises as `read_video`."""
     data = source if isinstance(source, bytes) else existing("source", source).read_bytes()
     try:
         return decode_views(data, views)
@@ -45,8 +45,9 @@ def read_views(source: Source, views: Views) -> Tensor:
 
 
 def checked(video: Any, frames: int | None = None, size: int | None = None) -> Tensor:
-    """The video, if it is uint8 [B, 3, T, H, H] of these frames and this size, where they are given. Raises ValueError
-    that says what it is."""
+    """Return the video if it is uint8 [B, 3, T, H, H], with these frames and this size if given.
+
+    Raises ValueError that states what it is."""
     wanted = f"uint8 RGB [B, 3, {frames or 'T'}, {size or 'H'}, {size or 'H'}]"
     if not isinstance(video, Tensor):
         raise ValueError(f"video: wanted a tensor, {wanted}, found {type(video).__name__}")

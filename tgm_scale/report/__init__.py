@@ -1,1 +1,1 @@
-"""Pictures and the HTML report."""
+"""Pictures, the HTML report and the model card."""

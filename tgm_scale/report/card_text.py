@@ -1,4 +1,4 @@
-"""What stands in every model card: the code that loads the model, and the line on its licence."""
+"""Fixed text of every model card: the code that loads the model, and the line on its licence."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ frames = list(levels.round().clip(0, 255).astype(np.uint8))
 
 
 def loading(weights: Weights) -> str:
-    """How to load a transformers folder of these weights and give it a clip as it was trained."""
+    """Return how to load a transformers folder of these weights and feed it a clip as in training."""
     code = _CLASSIFY if weights.kind == "classifier" else _ENCODE
     filled = code.replace("FRAMES", str(weights.frames)).replace("SIDE", str(weights.image_size))
     filled = filled.replace("STANDARDISED\n", _STANDARDISED if weights.standardised else "")

@@ -1,4 +1,4 @@
-"""A panel of curves as an SVG: lines in the colours of the page, whatever its width and theme."""
+"""A panel of curves as an SVG, in the page's colours, for any width and theme."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from tgm_scale.report.thinning import Points, Series, thinned
 
 WIDTH, HEIGHT = 380, 208
-COLOURS = 6  # of the style sheet; more curves repeat them, dashed
+COLOURS = 6  # in the style sheet; further curves repeat them, dashed
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 8, 12, 22
 _TICKS = 4
-_ONE_SIDED = 30  # how often the largest value is the median: from there on the axis is logarithmic
-_BEYOND = 1e300  # is drawn as not finite: spans of such values are no floats
-_EQUAL = 1e-200  # values no further apart are the same: their ticks are no floats
-_DOTS = 40  # points up to which each has a dot
-_MARKS = 400  # of one kind
-_FROM_ZERO = 0.02  # of the last step: an axis that begins before it begins at 0
+_ONE_SIDED = 30  # ratio of largest value to median from which the axis is logarithmic
+_BEYOND = 1e300  # drawn as not finite: spans of such values overflow floats
+_EQUAL = 1e-200  # values this close count as equal: their ticks would underflow floats
+_DOTS = 40  # most points for which each gets a dot
+_MARKS = 400  # at most, of one kind
+_FROM_ZERO = 0.02  # share of the last step: an axis that begins below it begins at 0
 
 STYLE = """
   .cards { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); } .card b { font-size: 22px; }
@@ -50,7 +50,9 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Curve:
-    """colour: the number of its run. starts, refused: steps before which a start began; whose update was refused."""
+    """A curve of one run.
+
+    colour: number of the run. starts: steps before which a start began. refused: steps whose update was refused."""
 
     series: Series
     colour: int
@@ -60,7 +62,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Axes:
-    """What a panel spans; `x` and `y` place a value in it, in units of the SVG."""
+    """Range of a panel; `x` and `y` map a value to units of the SVG."""
 
     first: float
     last: float
@@ -78,7 +80,7 @@ class Axes:
 
 @dataclass(frozen=True)
 class Panel:
-    """The curves of one figure. chance: lines of what chance would give; words: of a value, for ticks and ends."""
+    """The curves of one metric. chance: values at which chance is drawn; words: formats a value for ticks and ends."""
 
     curves: Sequence[Curve]
     chance: Sequence[float] = ()
@@ -86,7 +88,7 @@ class Panel:
     from_zero: bool = False
 
     def axes(self) -> Axes | None:
-        """None where no value is finite."""
+        """Return the axes; None if no value is finite."""
         finite = [_drawable(curve.series).finite for curve in self.curves]
         if not any(map(len, finite)):
             return None
@@ -108,7 +110,7 @@ class Panel:
         return Axes(first, max(last, first + 1), low, high, log)
 
     def svg(self, label: str) -> str:
-        """label: what it shows, in words, escaped."""
+        """Return the panel as an SVG. label: its description, escaped."""
         axes = self.axes()
         head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
         if axes is None:
@@ -133,7 +135,7 @@ class Panel:
 
 
 def ticks(low: float, high: float, log: bool = False, whole: bool = False) -> list[float]:
-    """Round values between two, three to six of them; `whole`: no fractions."""
+    """Return three to six round values between two; `whole`: no fractions."""
     if log:
         first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
         if last > first:
@@ -149,7 +151,7 @@ def ticks(low: float, high: float, log: bool = False, whole: bool = False) -> li
 
 
 def short(value: float) -> str:
-    """A number in at most six letters or so: 20k, 1.5M, 0.0001, 3e-07."""
+    """Format a number in about six letters: 20k, 1.5M, 0.0001, 3e-07."""
     size = abs(value)
     for letter, unit in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if unit * (10 if letter == "k" else 1) <= size < 1e12:
@@ -162,7 +164,7 @@ def percent(value: float) -> str:
 
 
 def classes(colour: int) -> str:
-    """Of the style sheet, for a run's number."""
+    """Return the style sheet's classes for a run's number."""
     return f"c{colour % COLOURS}" + (" dashed" if colour // COLOURS % 2 else "")
 
 
@@ -205,6 +207,6 @@ def _upright(axes: Axes, steps: Sequence[int], style: str, top: float, bottom: f
 
 
 def _places(axes: Axes, steps: Sequence[float]) -> list[float]:
-    """Where marks of steps stand, once each, at most one a unit."""
+    """Return the positions of marks at steps, each once, at most one per unit."""
     inside = {round(axes.x(step)): axes.x(step) for step in steps if axes.first <= step <= axes.last}
     return [inside[place] for place in sorted(inside)][:_MARKS]

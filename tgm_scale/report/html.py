@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing beside it: pictures are in it, nothing is fetched."""
+"""A report as one self-contained HTML file: pictures are embedded, nothing is fetched."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Code:
 
 @dataclass(frozen=True)
 class PassFail:
-    """A table's cell that met what was wanted of it (`good`), or did not (`bad`)."""
+    """A table cell that met its criterion (`good`), or did not (`bad`)."""
 
     text: str
     met: bool
@@ -39,13 +39,13 @@ class PassFail:
 class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str | PassFail]]
-    words: bool = False  # columns of words begin on the left, those of figures end on the right
+    words: bool = False  # columns of words are left-aligned, those of numbers right-aligned
     kind: ClassVar[str] = "table"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG or WebP with what it shows in words (`alt`) and how to read it (`caption`)."""
+    """A PNG or WebP with a description (`alt`) and a note on reading it (`caption`)."""
 
     png: bytes
     alt: str
@@ -63,7 +63,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Drawn:
-    """HTML made by our own code, which has escaped whatever text of others is in it."""
+    """HTML from our own code, which has escaped any foreign text in it."""
 
     html: str
     kind: ClassVar[str] = "drawn"
@@ -71,7 +71,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures side by side where the page is wide, each under its caption."""
+    """Pictures side by side on a wide page, each with its caption."""
 
     pictures: Sequence[Picture]
     kind: ClassVar[str] = "gallery"
@@ -85,7 +85,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Card:
-    """A figure to see first."""
+    """A headline figure at the top of the page."""
 
     value: str
     text: str
@@ -102,7 +102,7 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """The report's HTML; whatever text is in it is shown as text (escaped)."""
+    """Return the report's HTML, with all text escaped."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(
         resources.files("tgm_scale").joinpath("assets/report.html.j2").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The model card (README.md) of an exported folder: what the model is, and of its run what the run's files say.
+"""Model card (README.md) of an exported folder: the model, and its run according to the run's files.
 
-No figure is computed here. What is not known is left out; paths are told by their last part.
+No metric is computed here. Unknown facts are left out; paths are shortened to their last part.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _FIGURES = ("loss", "loss_reconstruction", "loss_contrastive", "contrastive_accu
 
 @dataclass(frozen=True)
 class Origin:
-    """root: of the run; step: of the checkpoint that is exported."""
+    """The run of an export: root: its folder; step: of the exported checkpoint."""
 
     root: Path
     step: int | None
 
     @classmethod
     def of(cls, given: str | Path) -> Origin | None:
-        """None for what is no run of this project and no checkpoint in one."""
+        """Return the origin; None if `given` is neither a run of this project nor a checkpoint in one."""
         path = Path(given)
         root = path.parent.parent if (path / "manifest.json").is_file() else path
         if not (root / "config.yaml").is_file():
@@ -56,8 +56,8 @@ class Origin:
 
 @dataclass(frozen=True)
 class Export:
-    """name: of the folder; given: what is converted; raw: its weights as trained, where averaged ones lie by; fresh:
-    classes of a head without training; kind: of the run's configuration, whose defaults are no recipe."""
+    """An export. name: of the folder; given: the source; raw: weights as trained although averaged ones exist; fresh:
+    classes of an untrained head; kind: type of the run's configuration, whose defaults are not listed."""
 
     name: str
     given: str | Path
@@ -67,8 +67,10 @@ class Export:
 
 
 def evaluations_of(export: Export, folders: Iterable[str], tree: dict[str, Any] | None) -> list[Path]:
-    """The results in the run's own folder and in those of evaluations, of the weights that are exported. tree: the
-    run's configuration. Raises ValueError for a folder without any, and for one of another model or step."""
+    """Return the results files for the exported weights, in the run's own folder and in those of evaluations.
+
+    tree: the run's configuration. Raises ValueError for a folder without results, and for results of another model or
+    step."""
     origin = Origin.of(export.given)
     averaged = export.raw and bool(((tree or {}).get("finetune") or {}).get("ema"))
     found = []
@@ -97,8 +99,8 @@ def _judged(file: Path) -> str:
 
 
 def _is_of(judged: str, origin: Origin) -> bool:
-    """Whether a results file's checkpoint is the one that is exported. A relative path counts from the folder that the
-    evaluation was started in, which is not known: its last parts decide."""
+    """Return whether a results file's checkpoint is the exported one. For a relative path its last parts decide, since
+    the folder in which the evaluation was started is unknown."""
     path, root = Path(judged), origin.root.resolve()
     step = folders.step_of(path)
     if step is not None:
@@ -109,7 +111,8 @@ def _is_of(judged: str, origin: Origin) -> bool:
 
 
 def card(export: Export, weights: Weights, evaluations: Iterable[str] = ()) -> str:
-    """The Markdown of an export. weights: what of it is written. Raises ValueError as `evaluations_of`."""
+    """Return the Markdown of an export. weights: the weights that are written. Raises ValueError as
+    `evaluations_of`."""
     origin, tree = Origin.of(export.given), weights.config or {}
     results = evaluations_of(export, evaluations, tree)
     parts = [_front(weights), f"# {_plain(export.name)}\n", *_what(export, origin, weights), loading(weights)]
@@ -170,8 +173,10 @@ def _recipe(tree: dict[str, Any], kind: type[BaseModel]) -> Iterator[str]:
 
 
 def _pretraining(tree: dict[str, Any]) -> tuple[dict[str, str], set[str]]:
-    """What is said of every pretraining, by key; and the keys that say it again, or that nothing read: those of frozen
-    models that neither mask nor objective uses. Raises ValueError for a configuration that is none."""
+    """Return the facts listed for every pretraining, by key, and the keys to leave out.
+
+    Left out are keys that repeat these facts, and those of frozen models that neither mask nor objective uses. Raises
+    ValueError for an invalid configuration."""
     config = configuration.checked(tree, "config.yaml", Config)
     masker = run_masker(config)
     weights = weights_of(config.objective, masker)
@@ -223,7 +228,7 @@ def _training(origin: Origin) -> Iterator[str]:
 
 
 def _epochs(origin: Origin, seen: int) -> str | None:
-    """Passes over the data; None where it has several parts, or their sizes are not told."""
+    """Return passes over the data; None if it has several parts, or sizes are unknown."""
     corpora = _known(lambda: run_data.read(origin.root), [])
     counts = [one.get("samples") for one in corpora if "part" not in one]
     return f"{seen / sum(counts):.2f}" if counts and all(counts) and len(counts) == len(corpora) else None
@@ -256,7 +261,7 @@ def _interval(figure: dict[str, Any]) -> str:
 
 
 def _beside(results: dict[str, Any]) -> Iterator[str]:
-    """What a figure is of, and what it is to be compared with."""
+    """Yield the data of the results, and what to compare them with."""
     parts = results.get("data")
     for part in parts if isinstance(parts, list) else ():
         if isinstance(part, dict) and isinstance(name := part.get("name"), str) and name:
@@ -287,7 +292,7 @@ def _cell(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Return the text escaped, so that Markdown shows it literally."""
     return re.sub(r"([\\`*\[\]<>])", r"\\\1", message(text))
 
 
@@ -296,7 +301,7 @@ def _code(text: str) -> str:
 
 
 def _known(read: Callable[[], Any], nothing: Any) -> Any:
-    """What a file says; nothing where it is lacking or damaged."""
+    """Return what a file states; `nothing` if it is missing or damaged."""
     try:
         return read()
     except (ValueError, OSError):

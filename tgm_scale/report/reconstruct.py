@@ -1,9 +1,9 @@
-"""Pictures of what a model makes of the hidden patches, without a look at them.
+"""Pictures of a model's reconstruction of the hidden patches, made without using their pixels.
 
 A masked autoencoder with normalised targets (He et al. 2022) predicts a patch's pattern, not its brightness or
 contrast. Un-normalising with the true patch's mean and standard deviation, as is common, paints the hidden object's
-own colours into the picture. Here both come from the visible patches around; of targets that are normalised by the
-clip, from all visible patches.
+own colours into the picture. Here both come from nearby visible patches; for targets normalised by the clip, from all
+visible patches.
 
 Shapes: B clips, N tokens, V visible, M targets, C=3 channels, K values of a channel of a patch, P = C * K.
 """
@@ -19,15 +19,15 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.objectives.reconstruction import Statistics, clip_statistics, predicted_pixels
 from tgm_scale.planning.module import NormaliseBy
 
-REACH = 1.0  # tokens: standard deviation of the Gaussian that weighs visible patches by their distance
-DROPPED = 127.5  # grey level of tokens that are neither seen nor predicted
+REACH = 1.0  # in tokens: standard deviation of the Gaussian that weights visible patches by distance
+DROPPED = 127.5  # grey level of tokens that are neither visible nor predicted
 
 
 def nearby_statistics(patches_BNP: Tensor, visible_BV: Tensor, target_BM: Tensor, grid: Grid) -> Statistics:
-    """Mean and standard deviation of each channel that the visible patches suggest for the targets.
+    """Estimate mean and standard deviation of each channel for the targets from the visible patches.
 
     Gaussian weights of the distance on the token grid, one slot as far as one column. patches: 0..255, order (channel,
-    frame, row, column). Returns two float32 [B, M, C, 1]. Values of patches that are not visible play no part."""
+    frame, row, column). Returns two float32 [B, M, C, 1]. Values of patches that are not visible are not used."""
     seen_BVCK = gather_tokens(patches_BNP, visible_BV).float().unflatten(-1, (CHANNELS, -1))
     mean_BVC, std_BVC = seen_BVCK.mean(-1), seen_BVCK.std(-1)
     sides = (grid.slots, grid.rows, grid.columns)
@@ -38,7 +38,7 @@ def nearby_statistics(patches_BNP: Tensor, visible_BV: Tensor, target_BM: Tensor
 
 
 def seen_statistics(patches_BNP: Tensor, visible_BV: Tensor) -> Statistics:
-    """Mean and standard deviation of each channel over all visible patches, float32 [B, 1, C, 1]."""
+    """Return mean and standard deviation of each channel over all visible patches, float32 [B, 1, C, 1]."""
     seen_BVCK = gather_tokens(patches_BNP, visible_BV).unflatten(-1, (CHANNELS, -1))
     return clip_statistics(seen_BVCK.transpose(1, 2)[..., None])
 
@@ -47,9 +47,9 @@ def seen_statistics(patches_BNP: Tensor, visible_BV: Tensor) -> Statistics:
 def reconstruct(
     model: MaskedVideoAutoencoder, video_BCTHW: Tensor, mask: Mask, normalise_by: NormaliseBy = "patch"
 ) -> Tensor:
-    """The clips as the model completes them: visible patches as they are, targets as predicted, the rest grey.
+    """Return the clips completed by the model: visible patches unchanged, targets as predicted, the rest grey.
 
-    Clips and mask lie on the model's device. Returns uint8 [B, 3, T, H, W] on the CPU."""
+    Clips and mask are on the model's device. Returns uint8 [B, 3, T, H, W] on the CPU."""
     size, grid = model.size, model.grid
     prediction_BMP = model(video_BCTHW, mask.visible, mask.target).prediction_BMP.cpu()
     patches_BNP = patchify(video_BCTHW.cpu(), size.tubelet, size.patch)

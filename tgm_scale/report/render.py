@@ -1,4 +1,4 @@
-"""Film strips: one picture a slot, one row a view of the clip, labels beside.
+"""Film strips: one picture per slot, one row per view of the clip, with labels beside.
 
 Shapes: S slots, C=3 channels, T frames, H W pixels, R rows and C columns of the token grid.
 """
@@ -27,13 +27,13 @@ Row = tuple[str, Tensor]  # label and pictures, uint8 [S, 3, H, W]
 
 
 def slot_frames(video_CTHW: Tensor, slots: int) -> Tensor:
-    """The first frame of each slot, uint8 [S, 3, H, W]."""
+    """Return the first frame of each slot, uint8 [S, 3, H, W]."""
     return video_CTHW[:, :: video_CTHW.shape[1] // slots].transpose(0, 1)
 
 
 def heatmap(frames_SCHW: Tensor, relevance_SRC: Tensor) -> Tensor:
-    """Relevance over the darkened frames, from its lowest (blue) to its highest value in the clip (yellow)."""
-    from matplotlib import colormaps  # here: 0.15 s of a core, which a run without pictures does not need
+    """Draw relevance over the darkened frames, from its lowest (blue) to its highest value in the clip (yellow)."""
+    from matplotlib import colormaps  # imported here: 0.15 s of a core, which a run without pictures saves
 
     low, high = relevance_SRC.min(), relevance_SRC.max()
     scaled_SRC = ((relevance_SRC - low) / (high - low).clamp(min=1e-12)).float()
@@ -45,13 +45,13 @@ def heatmap(frames_SCHW: Tensor, relevance_SRC: Tensor) -> Tensor:
 
 
 def veiled(frames_SCHW: Tensor, shown_SRC: Tensor) -> Tensor:
-    """The frames where `shown` (bool) is true, paper elsewhere."""
+    """Return the frames where `shown` (bool) is true, and a light colour elsewhere."""
     shown_SHW = _to_pixels(shown_SRC, frames_SCHW)
     return _as_pixels(torch.where(shown_SHW[:, None], frames_SCHW.float(), _VEIL[:, None, None]))
 
 
 def outlined(frames_SCHW: Tensor, visible_SHW: Tensor) -> Tensor:
-    """The frames with a line just inside the edge of an object's visible pixels (bool)."""
+    """Return the frames with a line just inside the edge of an object's visible pixels (bool)."""
     inside = -F.max_pool2d(-visible_SHW[:, None].float(), 3, stride=1, padding=1)[:, 0]
     edge = visible_SHW & (inside == 0)
     return _as_pixels(torch.where(edge[:, None], _LINE[:, None, None], frames_SCHW.float()))
@@ -66,23 +66,23 @@ def _as_pixels(x: Tensor) -> Tensor:
 
 
 def some_slots(slots: int, count: int) -> Tensor:
-    """The numbers of at most `count` of them, evenly spread, int64."""
+    """Return at most `count` evenly spread slot numbers, int64."""
     return torch.linspace(0, slots - 1, min(count, slots), dtype=torch.float64).round().long().unique()
 
 
 def seen_tokens(visible_V: Tensor, grid: Grid) -> Tensor:
-    """Which tokens a mask leaves visible, bool [S, R, C]. visible: their numbers."""
+    """Return which tokens a mask leaves visible, bool [S, R, C]. visible: their numbers."""
     seen = torch.zeros(grid.tokens, dtype=torch.bool)
     return seen.scatter(0, visible_V, True).view(grid.slots, grid.rows, grid.columns)
 
 
 def film_strip(rows: Sequence[Row], side: int = 112) -> bytes:
-    """A PNG of `strip`."""
+    """Return `strip` as a PNG."""
     return png(strip(rows, side))
 
 
 def strip(rows: Sequence[Row], side: int = 112) -> Image.Image:
-    """Rows of pictures, each enlarged to `side` pixels (nearest neighbour), their labels to the left."""
+    """Draw rows of pictures, each resized to `side` pixels (nearest neighbour), with labels to the left."""
     font = ImageFont.load_default(size=_FONT_SIZE)
     columns = max(len(pictures) for _, pictures in rows)
     width = _LABEL_WIDTH + columns * (side + _GAP)
@@ -105,8 +105,9 @@ def png(image: Image.Image) -> bytes:
 
 
 def contact_sheet(rows: Sequence[Tensor], side: int = 160, quality: int = 80) -> bytes:
-    """A WebP of rows of pictures, uint8 [S, 3, H, W] each, at `side` pixels; transparent between them. Small ones are
-    enlarged to sharp pixels."""
+    """Return a WebP of rows of pictures, uint8 [S, 3, H, W] each, at `side` pixels; transparent between them.
+
+    Small ones are enlarged to sharp pixels."""
     width, height = (count * (side + _GAP) - _GAP for count in (max(map(len, rows)), len(rows)))
     sheet = Image.new("RGBA", (width, height), (0, 0, 0, 0))
     for r, pictures in enumerate(rows):

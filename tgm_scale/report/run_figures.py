@@ -1,4 +1,4 @@
-"""The figures of metrics.jsonl that a report draws: what each is, in words, and the panels of them."""
+"""Panels of the metrics in metrics.jsonl that a report draws, with their descriptions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from tgm_scale.report.chart import Curve, Panel, classes, percent, short
 from tgm_scale.report.run_view import SHARES, RunView
 from tgm_scale.report.thinning import Series
 
-_RECENT = 100  # values that a mean at the end is taken over
+_RECENT = 100  # values averaged for a mean at the end
 
 
 @dataclass(frozen=True)
 class Figure:
-    """name: the column. says: what it is. only: where a run has it. chance: whether chance has a line in its panel."""
+    """Description of a metric.
+
+    name: its column. says: what it is. only: condition under which a run has it. chance: whether its panel shows
+    chance."""
 
     name: str
     title: str
@@ -30,7 +33,7 @@ class Figure:
 
 
 def _of_terms() -> list[Figure]:
-    """Of the terms that few runs have (docs/OBJECTIVES.md): not told of where they are not there."""
+    """Return metrics of terms that few runs use (docs/OBJECTIVES.md); their absence is not reported."""
     accuracy = "Share of the clips whose own caption is the nearest."
     return [
         Figure("loss_differences", "Differences", "Squared error of the hidden patches' change from frame to frame."),
@@ -98,7 +101,7 @@ _KNOWN = {one.name for group in GROUPS.values() for one in group} | {"samples", 
 
 
 def groups(views: Sequence[RunView]) -> dict[str, list[Figure]]:
-    """GROUPS, and what this version does not know: columns of terms under the objective, all else by itself."""
+    """Return GROUPS with unknown columns added: those of terms under the objective, all others by themselves."""
     unknown = sorted({name for view in views for name in view.columns} - _KNOWN)
     named = [view.tree.get("objective", {}).get("terms") for view in views]
     terms = {str(name) for one in named if isinstance(one, dict) for name in one}
@@ -115,14 +118,14 @@ def groups(views: Sequence[RunView]) -> dict[str, list[Figure]]:
 
 
 def _term_of(column: str, terms: Collection[str]) -> str:
-    """The term that a column of metrics.jsonl is of: loss_TERM, or TERM_FIGURE where the run names it; "" of none."""
+    """Return the term of a column in metrics.jsonl: loss_TERM, or TERM_FIGURE if the run names it; "" if none."""
     if column.startswith("loss_"):
         return column.removeprefix("loss_")
     return next((term for term in terms if column.startswith(f"{term}_")), "")
 
 
 def hidden_share(view: RunView) -> float | None:
-    """The share of the tokens that the run's masks hide, which is what chance gives for their overlaps."""
+    """Return the share of tokens that the run's masks hide, the chance level of their overlaps."""
     visible, target = (view.plan.get(name) for name in ("visible_tokens", "target_tokens"))
     whole = view.tree.get("model", {}).get("decode_ratio", 1.0) == 1.0
     if whole and type(visible) is int and type(target) is int and visible + target > 0:
@@ -134,7 +137,7 @@ def hidden_share(view: RunView) -> float | None:
 
 
 def panel(one: Figure, views: Sequence[RunView]) -> str:
-    """The HTML of a figure's panel, "" where no run has it."""
+    """Return the HTML of a metric's panel, "" if no run has it."""
     if not any(one.name in view.columns for view in views):
         return ""
     marked = one.name in ("loss", "grad_norm")
@@ -161,7 +164,7 @@ def panel(one: Figure, views: Sequence[RunView]) -> str:
 
 
 def lacking(views: Sequence[RunView], figures: Sequence[Figure]) -> list[str]:
-    """Sentences on the figures that no run has."""
+    """Return sentences on the metrics that no run has."""
     gone = [one for one in figures if not any(one.name in view.columns for view in views)]
     some = [f"{one.title} (only {one.only})" for one in gone if one.only]
     always = [one.title for one in gone if not one.only and one.name not in _OPTIONAL]
@@ -172,7 +175,7 @@ def lacking(views: Sequence[RunView], figures: Sequence[Figure]) -> list[str]:
 
 
 def guidance_sentences(view: RunView) -> list[str]:
-    """What the overlaps of the newest steps mean, against chance."""
+    """Return what the overlaps of the newest steps mean, against chance."""
     chance = hidden_share(view)
     if chance is None:
         return []

@@ -1,4 +1,4 @@
-"""What a report says of one run alone: its starts on the clock, refused updates, broken samples, events."""
+"""Report sections on a single run: its starts on the clock, refused updates, broken samples, events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tgm_scale.runs.bottleneck import duration
 from tgm_scale.runs.run_folder import FAILED
 
 _STARTS = 50  # in the table
-_STEPS = 10  # of refused updates that are listed
+_STEPS = 10  # refused updates listed
 _EVENTS = 50
 Block = Text | Code | Table | Drawn | Picture
 STYLE = """
@@ -27,7 +27,7 @@ STYLE = """
 
 
 def apart(view: RunView) -> list[Section]:
-    """What is of one run alone: results, a picture, starts, refused updates, samples, events."""
+    """Return the sections on one run alone: results, a picture, starts, refused updates, samples, events."""
     left_out, noted = lost_and_noted(view.left_out)
     return [
         Section("Results", _results(view)),
@@ -106,7 +106,7 @@ def _said(number: int, start: dict[str, Any]) -> str:
 
 
 def _changed(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
-    """Versions and commit that are others than at the start before."""
+    """Return the versions and the commit that differ from the start before."""
     if before is None:
         return ""
     there, here = (surroundings(one) for one in (before, now))
@@ -152,7 +152,7 @@ def _events(view: RunView) -> list[Block]:
     for event in view.events[-_EVENTS:]:
         rest = {name: value for name, value in event.items() if name not in ("time", "event", "state")}
         if event["event"] == FAILED:
-            rest.pop("starts", None)  # which is said in words
+            rest.pop("starts", None)  # `of_earlier_attempt` covers it
         told = ", ".join(f"{name} {value}" for name, value in rest.items())
         what = event["event"].replace("_", " ") + ", an earlier attempt" * view.of_earlier_attempt(event)
         rows.append([str(event.get("time", "")), what, told])

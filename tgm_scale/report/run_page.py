@@ -1,4 +1,4 @@
-"""`tgm-scale report`: one page of one run, or of several laid over one another."""
+"""`tgm-scale report`: one page about one run, or several runs overlaid."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def open_runs(folders: Sequence[str], output: str | None) -> tuple[Path, list[RunView]]:
-    """The page's file, RUN/report.html where none is named, and what is in the folders. Raises ValueError for a folder
-    that is no run and for a place that is none."""
+    """Return the page's file, RUN/report.html by default, and the contents of the folders.
+
+    Raises ValueError for a folder that is no run, and for a file that cannot be written there."""
     twice = [one for number, one in enumerate(folders) if Path(one).resolve() in _resolved(folders[:number])]
     if twice:
         raise ValueError(f"{twice[0]}: given twice")
@@ -35,7 +36,7 @@ def open_runs(folders: Sequence[str], output: str | None) -> tuple[Path, list[Ru
 
 
 def write_page(file: Path, views: Sequence[RunView]) -> None:
-    """Raises ValueError where the file cannot be written."""
+    """Write the page. Raises ValueError if the file cannot be written."""
     page = message(render(_one(views[0]) if len(views) == 1 else _several(views)))
     try:
         replace_file(file, page.encode("ascii", "xmlcharrefreplace").decode(), durable=False)
@@ -53,7 +54,7 @@ def _place(folders: Sequence[str], output: str | None) -> Path:
     if output is None and len(folders) > 1:
         raise ValueError("of several runs: --output wanted, such as --output comparison.html")
     file = Path(folders[0]) / "report.html" if output is None else Path(output)
-    if output is not None or file.parent.is_dir():  # else it is no run folder, which is said next
+    if output is not None or file.parent.is_dir():  # else it is no run folder, which is reported next
         check_output("--output", file, "HTML page")
     return file
 
@@ -109,7 +110,7 @@ def _cards(view: RunView) -> list[Card]:
         for name, text in (("step", "steps"), ("left", "left"), ("speed", "speed"), ("loss", "loss of the last step"))
         if name in lines
     ]
-    ranks, steps = bottleneck.recent_shares(view.root, 1, view.rows, view.starts)  # as the line of the bottleneck
+    ranks, steps = bottleneck.recent_shares(view.root, 1, view.rows, view.starts)  # the same as in the bottleneck line
     for phase, part, text in (
         ("data", "data_seconds", "waiting for data"),
         ("guidance", "guidance_seconds", "guidance"),
@@ -137,7 +138,7 @@ def _standing(view: RunView) -> list[Block]:
 
 
 def _curves(views: Sequence[RunView]) -> list[Section]:
-    """A section for each group of figures that a run has."""
+    """Return a section for each group of metrics that a run has."""
     if not any(view.rows for view in views):
         return []
     sections = []

@@ -1,4 +1,4 @@
-"""A run folder as a report shows it: whatever of it can be read, and in sentences what cannot."""
+"""A run folder as a report shows it: everything readable, and a sentence for what is not."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tgm_scale.runtime.files import like
 from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.terminal import tree_without_secrets
 
-_NAMED = 20  # samples of a reason
+_NAMED = 20  # samples listed for a reason
 _LONGEST = 1e7  # seconds of a step: four months
 _NUMBERS = {int, float}
-SHARES = {"data_seconds": "data_share", "guidance_seconds": "guidance_share"}  # of the step, beside the columns
+SHARES = {"data_seconds": "data_share", "guidance_seconds": "guidance_share"}  # of the step, derived from the columns
 Row = dict[str, Any]
 
 
 @dataclass
 class Named:
-    """Samples that one reason took: how many, the first of them, and where."""
+    """Samples with one reason: their number, and the first of them."""
 
     count: int = 0
     names: list[str] = field(default_factory=list)
@@ -41,8 +41,9 @@ class Named:
 
 
 class Reconstruction(NamedTuple):
-    """A picture of clips, their masks and what the model makes of them, as of a step; of_what: the clips, where that
-    is known: "knn.test" or "the data"."""
+    """A picture of clips, their masks and the model's reconstruction at a step.
+
+    of_what: source of the clips, "knn.test" or "the data"; "" if unknown."""
 
     step: int
     png: bytes
@@ -51,10 +52,11 @@ class Reconstruction(NamedTuple):
 
 @dataclass(frozen=True)
 class RunView:
-    """name: as it was given. lines: what `tgm-scale status` says. rows: of metrics.jsonl, by ascending step. columns:
-    their figures by name.
-    skipped, left_out: by reason. command: what resumes it, "" where that is not known. complaints: what cannot be
-    read or is not as it was written, a sentence each."""
+    """Contents of a run folder.
+
+    name: as given. lines: the output of `tgm-scale status`. rows: of metrics.jsonl, by ascending step. columns: their
+    metrics by name. skipped, left_out: by reason. command: resumes the run, "" if unknown. complaints: a sentence for
+    each thing that is unreadable or malformed."""
 
     name: str
     root: Path
@@ -68,21 +70,21 @@ class RunView:
     left_out: dict[str, Named]
     refused: dict[int, list[str]]  # step -> keys of its samples
     events: list[dict[str, Any]]
-    results: dict[str, list[tuple[str, str]]]  # by method: what each of its figures and facts is, and its text
-    judged_at: float  # when the newest of them was written, in seconds since 1970; 0 without any
+    results: dict[str, list[tuple[str, str]]]  # by method: name and text of each metric and fact
+    judged_at: float  # time of the newest results, seconds since 1970; 0 without any
     reconstruction: Reconstruction | None  # the newest
     command: str
     complaints: list[str]
 
     def of_earlier_attempt(self, event: dict[str, Any]) -> bool:
-        """Whether a failure was followed by a start, or by the results of an evaluation."""
+        """Return whether a failure was followed by a start, or by the results of an evaluation."""
         before = event.get("starts")
         started = type(before) is int and before < len(self.starts)
         at = _time(event)
         return event["event"] == run_folder.FAILED and (started or (at is not None and at < self.judged_at))
 
     def refusals(self) -> dict[str, list[int]]:
-        """Steps whose update was refused, by the reason."""
+        """Return the steps whose update was refused, by reason."""
         found: dict[str, list[int]] = {}
         for row in self.rows:
             if row.get("update_refused") is True:
@@ -91,7 +93,7 @@ class RunView:
 
 
 def _columns(rows: list[Row]) -> dict[str, Series]:
-    """Every figure of the rows, over those that have it; and data and guidance as shares of the step."""
+    """Return every metric as a series over the rows that have it, and data and guidance as shares of the step."""
     steps = np.asarray([row["step"] for row in rows], dtype=np.float64)
     names = dict.fromkeys(name for row in rows for name in row if name != "step")
     found = {name: column for name in names if len(column := _column(rows, steps, name))}
@@ -106,7 +108,7 @@ def _columns(rows: list[Row]) -> dict[str, Series]:
 
 
 def _column(rows: list[Row], steps: np.ndarray, name: str) -> Series:
-    """NaN where a value was not finite; rows without a number are left out."""
+    """Return a metric as a series: NaN for values that were not finite, without rows that lack a number."""
     values = [row.get(name) for row in rows]
     if set(map(type, values)) <= _NUMBERS:
         return Series(steps, np.asarray(values, dtype=np.float64))
@@ -124,7 +126,7 @@ def _was_lost(row: Row, name: str) -> bool:
 
 
 def look(folder: str) -> RunView:
-    """Raises ValueError for a folder that is no run."""
+    """Read a run folder. Raises ValueError for a folder that is no run."""
     root = Path(folder)
     _refuse_none(root, folder)
     rows, damaged = rows_and_damaged(root)
@@ -151,7 +153,7 @@ def look(folder: str) -> RunView:
     lines = told(lambda: status.lines(folder, as_written, damaged, judged), {})
     lines |= {name: said for name, said in judged.items() if name not in lines}
     tree = told(lambda: tree_without_secrets(status.read_tree(folder)), {})
-    if "encoder" not in tree:  # which has no steps
+    if "encoder" not in tree:  # evaluations of frozen features have no steps
         complaints += _of_rows(root, as_written, damaged)
     plan = told(lambda: run_folder.read_plan(root), {}) if (root / "plan.json").exists() else {}
     has_starts = rows or (root / "environment.jsonl").exists()
@@ -224,7 +226,7 @@ def _of_rows(root: Path, rows: list[Row], damaged: int) -> Iterator[str]:
 
 
 def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects in the lines of a file; lines that are none are left out, and none where there is no file."""
+    """Yield the JSON objects in the lines of a file; other lines are skipped, and a missing file has none."""
     if file.is_file():
         with file.open("rb") as stream:
             for line in stream:
@@ -252,7 +254,9 @@ def _refused(file: Path) -> dict[int, list[str]]:
 
 @dataclass(frozen=True)
 class Stretch:
-    """What one start did: seconds since 1970 at which it began, seconds in steps that count, and those steps."""
+    """One start of a run.
+
+    began: seconds since 1970; seconds: spent in its steps that count; first, last: these steps."""
 
     start: dict[str, Any]
     began: float | None
@@ -262,7 +266,7 @@ class Stretch:
 
 
 def stretches(view: RunView) -> list[Stretch]:
-    """Of every start. Steps that a later start made again are that one's."""
+    """Return the stretch of every start. Steps that a later start repeated belong to the later one."""
     ends, lowest = [], float("inf")
     for start in reversed(view.starts):
         ends.append(lowest)

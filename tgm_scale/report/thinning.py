@@ -1,4 +1,4 @@
-"""Curves of any number of steps as few points that hide no extreme: each bin keeps its lowest and highest value.
+"""Thinning of long curves to few points without hiding an extreme: each bin keeps its lowest and highest value.
 
 Shapes: N values.
 """
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_BINS = 320  # about one for a pixel of a panel on a page
+_BINS = 320  # about one per pixel of a panel on a page
 
 Points = list[tuple[float, float]]  # step, value
 
 
 @dataclass(frozen=True)
 class Series:
-    """A figure by step. steps: float64 [N], ascending; values: float64 [N], NaN where one was not finite."""
+    """A metric by step. steps: float64 [N], ascending; values: float64 [N], NaN where not finite."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -32,15 +32,17 @@ class Series:
 
 @dataclass(frozen=True)
 class Thinned:
-    """drawn: stretches of points without a value that was not finite between them; in each bin the lowest and the
-    highest in the order of their steps. means: of each bin; none where every value is drawn."""
+    """A thinned curve.
+
+    drawn: stretches between values that were not finite, each with the lowest and the highest value of every bin, by
+    step. means: of each bin; none if every value is drawn."""
 
     drawn: list[Points]
     means: list[Points]
 
 
 def thinned(series: Series, first: float, last: float, bins: int = _BINS) -> Thinned:
-    """first, last: the steps that the bins divide."""
+    """Thin a series. first, last: the steps that the bins divide."""
     stretches = _stretches(series)
     if len(series) <= 2 * bins:
         return Thinned([_points(one) for one in stretches], [])
@@ -61,7 +63,7 @@ def thinned(series: Series, first: float, last: float, bins: int = _BINS) -> Thi
 
 
 def _stretches(series: Series) -> list[Series]:
-    """Between the values that were not finite."""
+    """Return the stretches between the values that were not finite."""
     cuts = np.flatnonzero(~np.isfinite(series.values))
     parts = zip(np.split(series.steps, cuts), np.split(series.values, cuts))
     return [one for one in (Series(steps, values).finite for steps, values in parts) if len(one)]

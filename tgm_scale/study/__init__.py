@@ -1,1 +1,1 @@
-"""Several arms of pretraining (maskers x objectives), several seeds of each, evaluated and compared."""
+"""Studies: several arms of pretraining (maskers x objectives), several seeds of each, evaluated and compared."""

@@ -1,4 +1,4 @@
-"""The runs of a study: for each arm and seed a pretraining, then its evaluations, each a command of `tgm-scale`."""
+"""Runs of a study: for each arm and seed a pretraining, then its evaluations, each a command of `tgm-scale`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHAPE = ("patch", "tubelet", "depth")  # keys of `model` that change a size
 
 @dataclass(frozen=True)
 class Arm:
-    """masker, objective: their names in the study; "" for the weights that runs start from."""
+    """An arm of the study: names of its masker and objective; "" for the weights that runs start from."""
 
     masker: str = ""
     objective: str = ""
@@ -35,8 +35,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Job:
-    """One command. what: `pretrain`, or the name of an evaluation; arguments: behind `tgm-scale`; config: what they
-    resolve to; processes: that it runs in; origin: of an evaluation, what the run is that it is of."""
+    """One command.
+
+    what: `pretrain`, or the name of an evaluation; arguments: after `tgm-scale`; config: resolved from them;
+    processes: number of its processes; origin: for an evaluation, the configuration of its pretraining."""
 
     arm: Arm
     seed: int
@@ -67,7 +69,7 @@ def arms(study: StudyConfig) -> list[Arm]:
 
 
 def units(study: StudyConfig) -> list[Unit]:
-    """Seed by seed, so that what a budget leaves out are whole seeds. Raises ValueError that names the study's key."""
+    """Return the units seed by seed, so that a time budget leaves out whole seeds. Raises ValueError, with the key."""
     found = [_unit(study, arm, seed) for seed in study.study.seeds for arm in arms(study)]
     _refuse_twins(found)
     _refuse_other_starts(found)
@@ -75,7 +77,7 @@ def units(study: StudyConfig) -> list[Unit]:
 
 
 def _refuse_twins(found: list[Unit]) -> None:
-    """Raises ValueError for two arms that train the same, as where an objective sets what maskers do."""
+    """Raise ValueError for two arms with the same training, for example if an objective sets what maskers set."""
     of: dict[str, Arm] = {}
     for job in pretrainings(found):
         tree = job.config.model_dump(mode="json")
@@ -92,7 +94,7 @@ def _refuse_twins(found: list[Unit]) -> None:
 
 
 def _refuse_other_starts(found: list[Unit]) -> None:
-    """Raises ValueError for an arm that does not start from the weights that are evaluated as untrained."""
+    """Raise ValueError for an arm that does not start from the weights that are evaluated as untrained."""
     random = {(unit.seed, job.what): job.config for unit in found if not unit.arm.masker for job in unit.jobs}
     for unit in found:
         for job in unit.jobs:
@@ -162,8 +164,10 @@ def _origin(evaluation: EvaluationConfig, pretrained: Config, overrides: list[st
 
 
 def _untrained(evaluation: EvaluationConfig, pretrained: Config, overrides: list[str]) -> list[str]:
-    """Random weights of the same shape, seed and initialisation, on clips as the evaluation has them, else as the
-    pretraining; in finetuning a start from scratch. overrides: those before. Raises ValueError."""
+    """Return overrides for random weights of the same shape, seed and initialisation.
+
+    Clips are as the evaluation sets them, else as in the pretraining; a finetuning starts from scratch. overrides:
+    those given before. Raises ValueError."""
     model, data = pretrained.model, pretrained.data
     if pretrained.train.init_from is not None:
         raise ValueError(
@@ -207,7 +211,7 @@ def _load(evaluation: EvaluationConfig, overrides: list[str]) -> settings.Frozen
 
 
 def pretrainings(found: list[Unit]) -> Iterator[Job]:
-    """One of each arm."""
+    """Yield one pretraining of each arm."""
     seen: set[Arm] = set()
     for unit in found:
         if unit.arm.masker and unit.arm not in seen:

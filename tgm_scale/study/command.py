@@ -1,4 +1,4 @@
-"""`tgm-scale study`: arms pretrained and evaluated, then compared. What is done is skipped."""
+"""`tgm-scale study`: arms pretrained, evaluated and compared. Finished commands are skipped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _PART_DONE = "part {} of {} is done; tgm-scale study --tables makes the tables o
 
 
 def study(options: argparse.Namespace) -> int:
-    """Exit code 0; 1 where a command failed or left figures that are damaged. Raises ValueError."""
+    """Run the study and return the exit code: 0, or 1 if a command failed or left damaged results. Raises
+    ValueError."""
     tree = configuration.read_tree(options.config, options.overrides)
     config = configuration.checked(tree, options.config, StudyConfig, options.overrides)
     check_folder("run.dir", Path(config.run.dir))
@@ -68,7 +69,7 @@ def study(options: argparse.Namespace) -> int:
 
 
 def _prepare(own: list[Unit], processes: int, file: str, make: bool = True) -> None:
-    """As `prepare`; where data is not there that one of the project's own studies needs, its first lines say of it."""
+    """Call `prepare`; if one of the project's own studies lacks data, refer to the first lines of its file."""
     try:
         prepare(own, processes, make)
     except ValueError as mistake:
@@ -86,7 +87,7 @@ def _say(lines: Sequence[str]) -> None:
 
 
 def _refuse_other_tasks(calls: Path, tasks: int) -> None:
-    """Raises ValueError while a call lives that shares the same runs among another number of tasks."""
+    """Raise ValueError while a call is alive that divides the same runs among another number of tasks."""
     for other in sorted(calls.glob("*-of-*")):
         if not other.name.endswith(f"-of-{tasks}") and (alive := liveness(other)) is not None and alive.living:
             task, _, of = other.name.partition("-of-")
@@ -101,7 +102,7 @@ def _open(own: Sequence[Unit]) -> list[Unit]:
 
 
 def plan(own: Sequence[Unit], found: Budget, commands: bool = False) -> str:
-    """What there is to do, and how long it takes by what has ended; with every command that is not done."""
+    """Return what remains to be done and the estimated time; with `commands`, every unfinished command."""
     arms = dict.fromkeys(unit.arm.name for unit in own)
     jobs = [job for unit in own for job in unit.jobs]
     done = sum(map(records.is_done, jobs))
@@ -120,7 +121,7 @@ def plan(own: Sequence[Unit], found: Budget, commands: bool = False) -> str:
 
 
 def _write(config: StudyConfig, found: Sequence[Unit], left_out: Sequence[Unit]) -> int:
-    """summary.json and report.html in the study's folder."""
+    """Write summary.json and report.html into the study's folder; return the exit code."""
     folder = Path(config.run.dir)
     summary = summarise(config, found, left_out)
     folder.mkdir(parents=True, exist_ok=True)

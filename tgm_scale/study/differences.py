@@ -1,4 +1,4 @@
-"""Paired differences between the arms of a study, and between its objectives and maskers as a whole.
+"""Paired differences between the arms of a study, and between its objectives and its maskers overall.
 
 Shapes: S seeds, M test clips.
 """
@@ -19,8 +19,10 @@ Tree = dict[str, Any]
 
 
 def others(study: StudyConfig, arm: Arm) -> dict[str, Arm]:
-    """What an arm is compared with, by the name of a column: the first objective under its masker, the first masker
-    under its objective, and the weights that the runs start from."""
+    """Return the arms that an arm is compared with, by column name.
+
+    These are the first objective with its masker, the first masker with its objective, and the weights that runs start
+    from."""
     if not arm.masker:
         return {}
     first = Arm(next(iter(study.study.maskers)), next(iter(study.study.objectives)))
@@ -33,10 +35,10 @@ def others(study: StudyConfig, arm: Arm) -> dict[str, Arm]:
 
 
 def difference(outcomes: dict[Key, Outcome], pairs: Sequence[tuple[Arm, Arm]], seed: int) -> Tree:
-    """Of the main figure, what the first arm of a pair has more than the second, as the mean over the pairs.
+    """Return the difference in the main metric, first minus second arm, averaged over the pairs.
 
-    Over the seeds and clips that all have, with a 95 % interval over seeds and clips, and over seeds and groups where
-    the clips have groups; empty where they share no seed. seed: of the draws."""
+    Over the seeds and clips that all arms share, with a 95 % interval over seeds and clips, and over seeds and groups
+    if the clips have groups; empty if they share no clip. seed: of the bootstrap."""
     every = [arm for pair in pairs for arm in pair]
     seeds = _seeds(outcomes, every)
     shared = [outcomes[arm, number].right.keys() for arm in every for number in seeds]
@@ -59,22 +61,22 @@ def difference(outcomes: dict[Key, Outcome], pairs: Sequence[tuple[Arm, Arm]], s
 
 
 def _seeds(outcomes: dict[Key, Outcome], every: Sequence[Arm]) -> list[int]:
-    """Those that all of these arms have, in order: an interval's draws are of their places."""
+    """Return the seeds that all of these arms have, in order, since the bootstrap draws positions."""
     return sorted(seed for arm, seed in outcomes if arm == every[0] and all((one, seed) in outcomes for one in every))
 
 
 def _less_than_all(outcomes: dict[Key, Outcome], seeds: list[int], clips: int) -> str:
-    """In words, that a difference is of fewer seeds or clips than some arm has; "" where it is of all."""
+    """Return a note if a difference covers fewer seeds or clips than some arm has; "" if it covers all."""
     all_seeds, all_clips = {seed for _, seed in outcomes}, max(len(one.right) for one in outcomes.values())
     words = [f"seed {', '.join(map(str, seeds))} alone"] * (len(seeds) < len(all_seeds))
     return " and ".join([*words, *[f"{clips} of {all_clips} test clips"] * (clips < all_clips)])
 
 
 def effects(study: StudyConfig, outcomes: dict[Key, Outcome]) -> list[Tree]:
-    """Of each objective in place of the first, the mean difference over the maskers; of each masker in place of the
-    first, that over the objectives: does the one help whatever the other is?
+    """Return the effect of each objective and masker against the first: does one help whatever the other is?
 
-    The maskers (or objectives) are taken as they are: the interval says nothing about others than these."""
+    An objective's effect is the mean difference over the maskers, a masker's that over the objectives. Maskers (or
+    objectives) count as fixed: the interval does not extend to others."""
     maskers, objectives = list(study.study.maskers), list(study.study.objectives)
     questions = [
         (objective, objectives[0], {one: (Arm(one, objective), Arm(one, objectives[0])) for one in maskers})

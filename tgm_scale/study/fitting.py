@@ -1,4 +1,4 @@
-"""Whether an evaluation can read what a pretraining makes, by their configurations: told before that is paid for."""
+"""Check before a pretraining, from the configurations, that an evaluation can read its result."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from tgm_scale.runtime.distributed import ProcessInfo
 def refuse_unfit(
     command: str, config: FrozenConfig | FinetuneConfig, trained: Shape | None, process: ProcessInfo
 ) -> None:
-    """trained: the pretraining's; None for a finetuning from scratch. Raises ValueError that names the evaluation's
-    key."""
+    """Raise ValueError that names the evaluation's key if the evaluation cannot read the pretraining's result.
+
+    trained: the pretraining's shape; None for a finetuning from scratch."""
     if isinstance(config, FinetuneConfig):
         plan = plan_finetuning(config, process)
         check(config, plan)

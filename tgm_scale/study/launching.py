@@ -1,4 +1,4 @@
-"""The commands of a study, some at a time, within a budget of time."""
+"""Launcher of a study's commands, several at a time, within a time budget."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from tgm_scale.study.arms import PRETRAIN, Job, Unit
 from tgm_scale.study.records import Times
 
 LOG = "output.log"
-_LOOK = 0.2  # seconds from one look at the commands to the next
+_LOOK = 0.2  # seconds between polls of the commands
 _GRACE = 90.0  # seconds for commands to save a checkpoint when they are asked to stop
-_WHY = 400  # letters of a reason that is kept
+_WHY = 400  # longest reason that is kept, letters
 
-Slot = dict[str, str]  # variables of the environment of what runs in it
+Slot = dict[str, str]  # environment variables of the command that runs in it
 
 
 def slots(section: StudySection) -> list[Slot]:
-    """Of this host: each with GPUs of its own, or the CPU where there are none. Raises ValueError."""
+    """Return the slots of this host: each with GPUs of its own, or the CPU if there are none. Raises ValueError."""
     count = torch.cuda.device_count()
     if not count:
         cores = len(os.sched_getaffinity(0))
@@ -50,8 +50,10 @@ def slots(section: StudySection) -> list[Slot]:
 
 @dataclass(frozen=True)
 class Budget:
-    """What fits, by the times of commands that have ended. seconds: until the last ends, None where none has ended;
-    begun: units, in order; left_out: what would end too late."""
+    """Units that fit into the time, estimated from finished commands.
+
+    seconds: until the last one ends, None if unknown; begun: units, in order; left_out: units that would end too
+    late."""
 
     seconds: float | None
     begun: list[Unit]
@@ -59,7 +61,7 @@ class Budget:
 
 
 def budget(units: Sequence[Unit], times: Times, parallel: int, seconds: float | None) -> Budget:
-    """Units begin in order, each where a place is free first."""
+    """Estimate which units fit: they begin in order, each in the slot that is free first."""
     free = [0.0] * parallel
     begun, left_out, known = [], [], True
     for unit in units:
@@ -75,7 +77,7 @@ def budget(units: Sequence[Unit], times: Times, parallel: int, seconds: float | 
 
 @dataclass
 class _Started:
-    """A command that runs: what follows it, and where its log begins."""
+    """A running command, its unit, and the offset at which its log begins."""
 
     unit: Unit
     job: Job
@@ -84,9 +86,9 @@ class _Started:
 
 
 class Launcher:
-    """Runs units to their end, each command after the one before; what is done is skipped, what failed is begun again.
+    """Launcher of units, each command after the one before; finished ones are skipped, failed ones are run again.
 
-    A command that fails ends its unit if it is the pretraining, and nothing else."""
+    A failed command ends its unit only if it is the pretraining."""
 
     def __init__(self, units: Sequence[Unit], places: Sequence[Slot], hours: float | None) -> None:
         self.left_out: list[Unit] = []
@@ -122,7 +124,7 @@ class Launcher:
             self.left_out.append(unit)
 
     def _begin(self, place: int, unit: Unit, first: int) -> None:
-        """The first command of the unit, from a number on, that is not done."""
+        """Start the unit's first unfinished command, from this position on."""
         job = next((job for job in unit.jobs[first:] if not records.is_done(job)), None)
         if job is None:
             return
@@ -139,7 +141,7 @@ class Launcher:
         job = started.job
         failed = any(self._codes(started))
         if failed and started.life.running():
-            time.sleep(1)  # for the others' last words
+            time.sleep(1)  # for the last output of the others
         started.life.__exit__()
         del self._running[place]
         seconds = time.time() - started.life.began
@@ -153,7 +155,7 @@ class Launcher:
             self._begin(place, started.unit, started.unit.jobs.index(job) + 1)
 
     def _left(self, ended: _Started) -> str:
-        """In words, how long the rest takes by what has ended; "" while it is not known, or nothing is left."""
+        """Return how long the rest takes, estimated from finished commands; "" if unknown or nothing is left."""
         begun = [self._times.left_of(_from(ended, 1))]
         for one in self._running.values():
             own, later = self._times.left_of([one.job]), self._times.left_of(_from(one, 1))
@@ -170,7 +172,7 @@ class Launcher:
         return f"; about {clock(max(free))} left" if max(free) >= 1 else ""
 
     def _stop(self) -> None:
-        """Asks what runs to stop, which saves checkpoints, and waits; a second signal does not wait."""
+        """Ask running commands to stop, which saves checkpoints, and wait; a second signal ends the wait."""
         try:
             for started in self._running.values():
                 for rank in started.life.ranks:
@@ -185,14 +187,17 @@ class Launcher:
 
 
 def _from(started: _Started, later: int) -> Sequence[Job]:
-    """The commands of its unit from the one that was started on, or so many after it; earlier ones that failed are not
-    begun again."""
+    """Return the commands of its unit, from the started one plus `later` on.
+
+    Earlier ones that failed are not run again."""
     return started.unit.jobs[started.unit.jobs.index(started.job) + later :]
 
 
 def _share_features(job: Job) -> None:
-    """One folder of features for all evaluations of a run: their files are named by weights, data and views, so that
-    kNN, probe and other labels of the same clips decode them once."""
+    """Share one folder of features among all evaluations of a run.
+
+    Its files are named by weights, data and views, so that kNN, probe and other labels of the same clips decode them
+    once."""
     own, shared = job.folder / "features", job.folder.parent / "features"
     if not os.path.lexists(own):
         shared.mkdir(exist_ok=True)
@@ -200,7 +205,7 @@ def _share_features(job: Job) -> None:
 
 
 def _why(started: _Started) -> str:
-    """The last words of a command that failed: its message from `tgm-scale COMMAND:` on, or its last line."""
+    """Return why a command failed: its message from `tgm-scale COMMAND:` on, or its last line."""
     with (started.job.folder / LOG).open("rb") as stream:
         stream.seek(started.log_from)
         lines = [line for line in stream.read().decode(errors="replace").splitlines() if line.strip()]

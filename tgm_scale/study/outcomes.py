@@ -1,4 +1,4 @@
-"""What the evaluations of a study found, read back and checked."""
+"""Results of a study's evaluations, read back and checked."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from tgm_scale.runtime.outside.json_text import json_lines, json_object
 from tgm_scale.study import records
 from tgm_scale.study.arms import Arm, Job
 
-Key = tuple[Arm, int]  # and a seed
+Key = tuple[Arm, int]  # an arm and a seed
 
 
 class Outcome(NamedTuple):
-    """Of an evaluation of one run. right: whether each test clip is; groups: of the clips that have one; truths: the
-    label or caption of each; data: a digest of each part's clips and labels, none in older results; cautions: what the
-    command said of its data, such as clips in both parts."""
+    """Results of an evaluation of one run.
+
+    right: whether each test clip is right; groups: of the clips that have one; truths: the label or caption of each;
+    data: a digest of each part's clips and labels, none in older results; cautions: the command's warnings about its
+    data, such as clips in both parts."""
 
     figures: dict[str, float]
     right: dict[str, bool]
@@ -30,7 +32,7 @@ class Outcome(NamedTuple):
 
 
 def outcome(job: Job) -> Outcome:
-    """Raises ValueError for files that are damaged."""
+    """Read the results of a command. Raises ValueError for damaged files."""
     results, rows = (job.folder / name for name in records.FIGURES)
     try:
         tree, lines = json_object(results), json_lines(rows)
@@ -56,18 +58,21 @@ def outcome(job: Job) -> Outcome:
 
 
 def _refuse_another_top1(figures: dict[str, float], right: Sequence[bool]) -> None:
-    """Raises ValueError where top1 is not that of the predictions beside it. R@1 of a retrieval need not be: captions
-    of equal tokens are one answer."""
+    """Raise ValueError if top1 does not match the predictions.
+
+    R@1 of a retrieval need not match: captions of equal tokens are one answer."""
     share = sum(right) / max(len(right), 1)
     if not math.isclose(figures.get("top1", share), share, abs_tol=1e-6):
         raise ValueError(f"top1 is {figures['top1']:.6g}, and {share:.6g} of {len(right)} predictions are right")
 
 
 def outcomes(jobs: Iterable[Job]) -> tuple[dict[Key, Outcome], dict[Key, str]]:
-    """By arm and seed; and why there is none. What was measured on other data than the newest is none."""
+    """Return the results by arm and seed, and the reasons for missing ones.
+
+    Results that were measured on other data than the newest count as missing."""
     found: dict[Key, Outcome] = {}
     damaged: dict[Key, str] = {}
-    newest: list[tuple[Job, Outcome]] = []  # of all, and of each seed
+    newest: list[tuple[Job, Outcome]] = []  # the newest of all, and of each seed
     for job in sorted(jobs, key=lambda job: -(job.folder / records.FIGURES[0]).stat().st_mtime_ns):
         key = job.arm, job.seed
         try:
@@ -85,15 +90,14 @@ def outcomes(jobs: Iterable[Job]) -> tuple[dict[Key, Outcome], dict[Key, str]]:
 
 
 def damaged_figures(jobs: Sequence[Job]) -> list[str]:
-    """What is wrong with the figures of those that are done, as `outcomes` says it."""
+    """Return what is wrong with the results of finished commands, as in `outcomes`."""
     done = [job for job in jobs if job.what != records.PRETRAIN and records.is_done(job)]
     found = [outcomes(job for job in done if job.what == what)[1] for what in dict.fromkeys(job.what for job in done)]
     return [why for damaged in found for why in damaged.values()]
 
 
 def _other_data(job: Job, of: Outcome, newer_job: Job, newer: Outcome) -> str:
-    """In words, how an outcome's data are others than those of a newer one; "" where they are the same, as far as is
-    known."""
+    """Return how an outcome's data differ from those of a newer one; "" if they are the same as far as is known."""
     said = ""
     if clips := [clip for clip, truth in of.truths.items() if newer.truths.get(clip, truth) != truth]:
         there, here = (shown(one.truths[clips[0]]) for one in (of, newer))
@@ -109,7 +113,7 @@ def _other_data(job: Job, of: Outcome, newer_job: Job, newer: Outcome) -> str:
 
 
 def _differ(part: str, job: Job, of: Outcome, newer_job: Job, newer: Outcome) -> bool:
-    """A share of the training labels is of the seed."""
+    """Return whether a part of the data differs; a share of training labels may, since the seed draws it."""
     assert isinstance(job.config, (FrozenConfig, FinetuneConfig))
     drawn = part == "train" and job.config.data.share < 1 and job.seed != newer_job.seed
     return not drawn and part in of.data and of.data[part] != newer.data.get(part, of.data[part])

@@ -1,4 +1,4 @@
-"""The page of a study: a plot and a table for each evaluation, what failed, and the commands."""
+"""HTML page of a study: a plot and a table for each evaluation, failures, and the commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STYLE = "  .spread { width: 100%; max-width: 900px; } .spread text { fill: var(
 
 
 def page(study: StudyConfig, units: Sequence[Unit], summary: dict[str, Any]) -> str:
-    """HTML that needs nothing beside it."""
+    """Return the page as self-contained HTML."""
     seeds = ", ".join(map(str, summary["seeds"]))
     note = Text(
         "Dots are seeds, the stroke is their mean. A difference is of the same seeds and test clips; its interval is "
@@ -55,7 +55,7 @@ def page(study: StudyConfig, units: Sequence[Unit], summary: dict[str, Any]) -> 
 
 
 def plot(evaluation: dict[str, Any]) -> str:
-    """An SVG: a line for each arm with a dot for each seed and a stroke at the mean."""
+    """Return an SVG: a line for each arm with a dot for each seed and a stroke at the mean."""
     spreads = {arm: of["figures"].get(evaluation["figure"]) for arm, of in evaluation["arms"].items()}
     values = [value for spread in spreads.values() if spread for value in spread["of each"]]
     if not values:

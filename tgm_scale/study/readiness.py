@@ -1,4 +1,4 @@
-"""Whether the data and frozen models of a study are there and of use: told before pretrainings are paid for."""
+"""Checks that the data and frozen models of a study exist and can be used, before pretrainings are paid for."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from tgm_scale.study.arms import PRETRAIN, Job, Unit, first_process, pretraining
 
 
 def prepare(found: list[Unit], processes: int, make: bool = True) -> None:
-    """What each pretraining would check of data and frozen models, once for each arm, and whether what is evaluated is
-    there; make: a synthetic corpus that several runs would make at the same time is made. Raises ValueError that names
-    the arm or the evaluation."""
+    """Check each arm's data and frozen models once, as its pretraining would, and the data of each evaluation.
+
+    make: create a synthetic corpus that several runs would otherwise create at the same time. Raises ValueError that
+    names the arm or the evaluation."""
     unmade: set[Path] = set()
     opened: set[tuple[str, bool, bool]] = set()
     for job in pretrainings(found):
@@ -38,7 +39,7 @@ def prepare(found: list[Unit], processes: int, make: bool = True) -> None:
             data = job.config.data
             lists = all(is_list(entry.path) and "://" not in entry.path for entry in data.corpora())
             asked = data.model_dump_json(), plan.captions, (job.folder / "checkpoints").exists()
-            if lists and asked not in opened:  # shards would be indexed
+            if lists and asked not in opened:  # opening shards would index them
                 open_of_run(job.config, plan.captions, plan.without_captions)
                 opened.add(asked)
         except ValueError as mistake:
@@ -55,8 +56,8 @@ def prepare(found: list[Unit], processes: int, make: bool = True) -> None:
 
 
 def unlike_clips(found: Sequence[Unit]) -> list[str]:
-    """Warnings of evaluations whose clips are taken otherwise than those of the pretraining, each once with the arms
-    that it is of."""
+    """Return warnings about evaluations that sample clips differently from the pretraining, each once, with its
+    arms."""
     arms_of: dict[tuple[str, str], dict[str, None]] = {}
     for job in (job for unit in found for job in unit.jobs if job.origin is not None):
         assert job.origin is not None and isinstance(job.config, (settings.FrozenConfig, settings.FinetuneConfig))
@@ -72,9 +73,9 @@ def unlike_clips(found: Sequence[Unit]) -> list[str]:
 
 
 def _refuse_unusable(job: Job, unmade: set[Path]) -> None:
-    """Raises ValueError where the evaluation would, for those parts of its data that lie here.
+    """Raise ValueError if the evaluation would, as far as its data are local.
 
-    unmade: folders of shards that the start makes, which are named by themselves or by a pattern in them."""
+    unmade: folders of shards that a start creates; data names the folder or a pattern in it."""
     assert isinstance(job.config, (settings.FrozenConfig, settings.FinetuneConfig))
     local: list[Role] = []
     for role in PARTS:
@@ -97,7 +98,7 @@ def _refuse_unusable(job: Job, unmade: set[Path]) -> None:
 def _refuse_labelled(
     command: str, config: settings.FrozenConfig | settings.FinetuneConfig, parts: Sequence[Role]
 ) -> None:
-    """Raises ValueError where the labels of these parts are of no use to the command."""
+    """Raise ValueError if the command cannot use the labels of these parts."""
     sources = {role: open_split(config.data, role, config.run.seed) for role in parts}
     for role, source in sources.items():
         refuse_above([labelled_inventory(role, source)], config.data.max_left_out_share)

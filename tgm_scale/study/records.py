@@ -1,4 +1,4 @@
-"""What is known of each command of a study, in its own folder: FOLDER/study.json."""
+"""Records of a study's commands, each in its own folder: FOLDER/study.json."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ DONE, FAILED, STOPPED = "done", "failed", "stopped"
 
 @dataclass(frozen=True)
 class Record:
-    """How a command ended. seconds: of all its starts; why: it failed; config: what decides its figures, of an
-    evaluation with that of the run that it is of; command: of tgm-scale, "" in older records."""
+    """Outcome of a command.
+
+    seconds: over all its starts; why: the reason of a failure; config: what determines its metrics, for an evaluation
+    with that of its pretraining; command: of tgm-scale, "" in older records."""
 
     state: str
     seconds: float
@@ -37,7 +39,7 @@ class Record:
 
 
 def read(job: Job) -> Record | None:
-    """None where it never ended, where it was another's of this name, and where the file is damaged."""
+    """Return the record; None if the command never ended, the record is another command's, or the file is damaged."""
     found = _any(job)
     ours = found is not None and _alike(found.config, job) and found.command in ("", job.arguments[0])
     return found if ours else None
@@ -52,7 +54,7 @@ def _alike(config: dict[str, Any], job: Job) -> bool:
 
 
 def _any(job: Job) -> Record | None:
-    """Whatever its configuration and command were."""
+    """Return the record whatever its configuration and command; None if it is missing or damaged."""
     try:
         found = Record(**json_object(job.folder / FILE, finite=True))
     except (OSError, ValueError, TypeError):
@@ -63,14 +65,16 @@ def _any(job: Job) -> Record | None:
 
 
 def _decides(job: Job) -> dict[str, Any]:
-    """With the places of data, which a run leaves to its data.json: a study looks for what is done without opening
-    data, and a command that is begun again on the same data elsewhere ends at once."""
+    """Return the configuration that determines a command's metrics, with the places of its data.
+
+    A run keeps these in its data.json; here they allow a study to find what is done without opening data, and a
+    command restarted on the same data elsewhere ends at once."""
     found = {name: digest_tree(of) | {"places": _places(of)} for name, of in _configs(job).items()}
     return _within(tree_without_secrets(found), job)
 
 
 def _within(decides: dict[str, Any], job: Job) -> dict[str, Any]:
-    """With the run that an evaluation is of by its place in the study, whose folder may lie elsewhere by now."""
+    """Return the configuration with the evaluated run named by its place in the study: its folder may have moved."""
     if job.origin is None or not isinstance(decides, dict) or not isinstance(decides.get("own"), dict):
         return decides
     run, found = Path(job.origin.run.dir).parts[-3:], dict(decides)
@@ -91,7 +95,7 @@ def _places(config: RunSettings) -> dict[str, Any]:
 
 
 def write(job: Job, state: str, seconds: float, why: str = "") -> None:
-    """Adds the seconds of this start to those before."""
+    """Write the record, adding the seconds of this start to those before."""
     before = read(job)
     total = seconds + (before.seconds if before and before.state == STOPPED else 0.0)
     record = Record(state, total, why, _decides(job), job.arguments[0])
@@ -99,15 +103,16 @@ def write(job: Job, state: str, seconds: float, why: str = "") -> None:
 
 
 def is_done(job: Job) -> bool:
-    """Whether it has ended well, and the figures of an evaluation are there."""
+    """Return whether the command succeeded and, for an evaluation, its results exist."""
     found = read(job)
     there = job.what == PRETRAIN or all((job.folder / name).is_file() for name in FIGURES)
     return found is not None and found.state == DONE and there
 
 
 def refuse_strays(unit: Unit) -> None:
-    """Raises ValueError for evaluations that are there while their pretraining's folder is gone: made again, its
-    weights would not be those that were evaluated."""
+    """Raise ValueError for evaluations whose pretraining's folder is gone.
+
+    A new pretraining would have other weights than those that were evaluated."""
     run = unit.jobs[0]
     if run.what != PRETRAIN or (run.folder / "config.yaml").is_file():
         return
@@ -119,8 +124,9 @@ def refuse_strays(unit: Unit) -> None:
 
 
 def refuse_running(units: Iterable[Unit]) -> None:
-    """Raises ValueError for a command on this host that outlived the call which began it, as where that was killed:
-    begun again it would find its folder in use. One on another host is waited for as a run's start does."""
+    """Raise ValueError for a command on this host that outlived the call that started it, for example a killed one.
+
+    Started again it would find its folder in use. A command on another host is waited for, as at a run's start."""
     for job in (job for unit in units for job in unit.jobs if not is_done(job)):
         alive = liveness(job.folder)
         if alive is not None and alive.living and alive.owner and alive.owner.host == platform.node():
@@ -131,8 +137,10 @@ def refuse_running(units: Iterable[Unit]) -> None:
 
 
 def refuse_other_runs(units: Iterable[Unit]) -> None:
-    """Raises ValueError for runs and evaluations that were begun with other values: they would be refused one by one
-    as they resume, and their figures lost from the tables. Says the keys with both values, or which data differ."""
+    """Raise ValueError for runs and evaluations that were started with other values.
+
+    They would be refused one by one as they resume, and their metrics would be lost from the tables. The error names
+    the keys with both values, or the data that differ."""
     of: dict[str, list[Job]] = {}
     left = [job for unit in units for job in unit.jobs if not is_done(job)]
     for job in left:
@@ -149,14 +157,15 @@ def refuse_other_runs(units: Iterable[Unit]) -> None:
 
 
 def _other_command(job: Job) -> list[str]:
-    """As `run_folder.differences`, of kNN and probes, whose keys are the same."""
+    """Return the difference in the command, as `run_folder.differences`: kNN and probes have the same keys."""
     there = found.command if (found := _any(job)) is not None else ""
     here = job.arguments[0]
     return [f"study.evaluations.{job.what}.command: {there!r} there, {here!r} here"] if there not in ("", here) else []
 
 
 def _refuse_other_data(job: Job) -> None:
-    """Of a pretraining whose record is another's: then its data may have moved, or be others."""
+    """Raise ValueError if a pretraining's data changed; only if its record does not match, since data may have
+    moved."""
     config = job.config
     if not isinstance(config, Config) or read(job) is not None or _any(job) is None:
         return
@@ -170,7 +179,7 @@ def _named(jobs: list[Job]) -> str:
 
 
 class Times:
-    """How long commands take, by those that have ended: of the same arm, else of the same kind."""
+    """Durations of commands, estimated from finished ones: of the same arm, else of the same kind."""
 
     def __init__(self, units: Iterable[Unit]) -> None:
         self._of: dict[tuple[str, str], list[float]] = {}
@@ -184,11 +193,11 @@ class Times:
             self._of.setdefault((arm, job.what), []).append(seconds)
 
     def left(self, unit: Unit) -> float | None:
-        """Seconds of what is not done of a unit; None where no command of a kind has ended yet."""
+        """Return the seconds that remain of a unit; None if a kind of command has not ended yet."""
         return self.left_of(unit.jobs)
 
     def left_of(self, jobs: Iterable[Job]) -> float | None:
-        """The same of some commands."""
+        """Return the seconds that remain of these commands, as `left`."""
         total = 0.0
         for job in jobs:
             found = read(job)

@@ -1,4 +1,4 @@
-"""The figures of a study: means and deviations over seeds, and paired differences between arms with intervals."""
+"""Metrics of a study: means and deviations over seeds, and paired differences between arms with intervals."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tgm_scale.study.outcomes import Key, Outcome, outcomes
 
 Tree = dict[str, Any]
 _FEW_SEEDS = 3
-_MAIN = ("top1", "video to text R@1")  # the figure that predictions.jsonl holds clip by clip
+_MAIN = ("top1", "video to text R@1")  # metric for which predictions.jsonl has a value per clip
 
 
 def summarise(study: StudyConfig, units: Sequence[Unit], left_out: Sequence[Unit]) -> Tree:
-    """left_out: units for which there was no time. `damaged` names evaluations whose files are."""
+    """Summarise the study's results. left_out: units without time; `damaged` lists problems of damaged results."""
     every = [job for unit in units for job in unit.jobs]
     late = {(unit.arm, unit.seed) for unit in left_out}
     trouble = {(job.arm, job.seed): _trouble(job) for job in reversed(every) if _trouble(job)}
@@ -80,7 +80,7 @@ def _evaluation(study: StudyConfig, found: dict[Key, Outcome], missing: dict[Key
 
 
 def _cautions(found: dict[Key, Outcome]) -> list[str]:
-    """What the commands said of their data, each once, with the runs where not all said it."""
+    """Return the commands' warnings about their data, each once, with the runs unless all gave it."""
     of: dict[str, list[str]] = {}
     for (arm, seed), one in found.items():
         for said in one.cautions:
@@ -92,8 +92,9 @@ def _cautions(found: dict[Key, Outcome]) -> list[str]:
 
 
 def _basis(outcomes: dict[Key, Outcome], figure: str) -> str:
-    """In words, how many seeds and test clips the figures of an evaluation are of, and a caution where these are few.
-    Of arms that have not the same, the fewest and the most."""
+    """Return how many seeds and test clips the metrics of an evaluation cover, with a warning if these are few.
+
+    If arms differ, the fewest and the most."""
     if not outcomes:
         return ""
     seeds = list(Counter(arm for arm, _ in outcomes).values())
@@ -120,7 +121,7 @@ def _spread(values: list[float]) -> Tree:
 
 
 def rows(evaluation: Tree) -> list[list[str]]:
-    """A heading, and the cells of each arm, in words."""
+    """Return a heading and the cells of each arm, as text."""
     compared = {one for of in evaluation["arms"].values() for one in of["differences"]}
     named = sorted(compared, key=lambda one: ("objective", "masker", Arm().name).index(one.partition(" ")[0]))
     found = [["arm", "mean ± deviation", "of each seed", *(f"difference from {column}, 95 %" for column in named)]]
@@ -137,7 +138,8 @@ def rows(evaluation: Tree) -> list[list[str]]:
 
 
 def effect_rows(evaluation: Tree) -> list[list[str]]:
-    """A heading, and the cells of each objective or masker as a whole, in words; empty where none is over several."""
+    """Return a heading and the overall effect of each objective or masker, as text; empty if none spans several
+    pairs."""
     found = [
         [of["of"], of["in place of"], f"{len(of['over'])}: {', '.join(of['over'])}", interval(of)]
         for of in evaluation["effects"]
@@ -146,7 +148,7 @@ def effect_rows(evaluation: Tree) -> list[list[str]]:
 
 
 def tables(summary: Tree) -> str:
-    """One table for each evaluation, as Markdown."""
+    """Return one Markdown table for each evaluation."""
     parts = []
     for name, evaluation in summary["evaluations"].items():
         parts += [f"{name}: {evaluation['figure']}\n", *_markdown(rows(evaluation)), ""]

@@ -1,4 +1,4 @@
-"""How well masks and their saliency find annotated objects.
+"""Metrics of how well masks and their saliency find annotated objects.
 
 hidden     share of the object's pixels that lie in hidden tokens; `lift` is that over the share of tokens hidden
 auc        area under the ROC curve of the saliency for the object's tokens (at least half of one shows it), by slot
@@ -22,18 +22,18 @@ from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime import seeding
 
 SIZES = {"small": (0.0, 0.05), "middle": (0.05, 0.15), "large": (0.15, 1.01)}  # share of the clip's pixels
-DRAWS = 8  # masks drawn of each clip
+DRAWS = 8  # masks drawn for each clip
 
 
 @dataclass(frozen=True)
 class ClipScore:
-    """One clip under one recipe."""
+    """Metrics of one clip under one recipe."""
 
     name: str
     object_share: float
     hidden: float
-    ratio: float  # of the mask, as rounded
-    auc: float | None  # None where no slot has tokens of both kinds
+    ratio: float  # of the mask, after rounding
+    auc: float | None  # None if no slot has tokens of both kinds
     pointing: float | None
 
     @property
@@ -44,7 +44,7 @@ class ClipScore:
 def clip_maps(
     masker: Masker, towers: Towers, video_CTHW: Tensor, motion_SRC: Tensor, caption: str | None
 ) -> dict[str, Tensor] | None:
-    """What a masker needs of one clip, [1, ...] each; None where that is relevance and there is no caption."""
+    """Return the maps of one clip that a masker needs, each [1, ...]; None if relevance lacks a caption."""
     video_1CTHW = video_CTHW[None].contiguous()
     maps = {name: look(video_1CTHW, masker.grid) for name, look in towers.maps.items()}
     maps["motion"] = motion_SRC[None]
@@ -57,7 +57,7 @@ def clip_maps(
 
 
 def score_clip(masker: Masker, name: str, object_SRC: Tensor, maps: Mapping[str, Tensor], seed: int = 0) -> ClipScore:
-    """Score DRAWS masks of one clip. maps: what the masker needs, one clip each, [1, ...]."""
+    """Score DRAWS masks of one clip. maps: the maps that the masker needs, [1, ...] each."""
     seeds = torch.tensor([seeding.key(seed, "judged mask", name, draw) for draw in range(DRAWS)])
     aux = {key: value.expand(DRAWS, *value.shape[1:]) for key, value in maps.items()}
     hidden_BSRC = masker.hidden(seeds, **aux)
@@ -75,13 +75,13 @@ def score_clip(masker: Masker, name: str, object_SRC: Tensor, maps: Mapping[str,
 
 
 def centre_score(masker: Masker, name: str, object_SRC: Tensor) -> ClipScore:
-    """A fixed box in the centre of the frame, of the mask's count."""
+    """Score a fixed box in the centre of the frame, with as many tokens as the mask hides."""
     box = centre_box(masker)
     return ClipScore(name, float(object_SRC.mean()), _covered(box, object_SRC), float(box.float().mean()), None, None)
 
 
 def upper_bound(masker: Masker, name: str, object_SRC: Tensor) -> ClipScore:
-    """The tokens that show most of the object, as many as the mask hides in each slot."""
+    """Score the tokens that show most of the object, as many as the mask hides in each slot."""
     best = centre_box(masker)  # for its counts
     order = object_SRC.flatten(1).argsort(dim=1, descending=True)
     count = int(best[0, 0].sum())
@@ -96,7 +96,7 @@ def _covered(hidden_BSRC: Tensor, object_SRC: Tensor) -> float:
 
 
 def _pointing(saliency_SRC: Tensor, is_object_SRC: Tensor) -> float | None:
-    """Of slots that show the object; equal highest tokens share the point."""
+    """Return the pointing score over slots that show the object; tied highest tokens share the point."""
     points = []
     for saliency, is_object in zip(saliency_SRC, is_object_SRC):
         if is_object.any():
@@ -107,13 +107,13 @@ def _pointing(saliency_SRC: Tensor, is_object_SRC: Tensor) -> float | None:
 
 @dataclass(frozen=True)
 class RecipeScore:
-    """Means over videos (each the mean of its clips), and the lift by the object's size where there are such clips."""
+    """Means over videos (each the mean of its clips), and the lift by object size for sizes that occur."""
 
     hidden: float
     lift: float
     lift_by_video: dict[str, float]
     lift_by_size: dict[str, float]
-    auc_by_video: dict[str, float]  # of those where there is one
+    auc_by_video: dict[str, float]  # for videos that have one
     auc: float | None
     pointing: float | None
 

@@ -1,8 +1,8 @@
-"""Videos whose pixels people annotated: frames and the share of each token that shows the object.
+"""Videos with annotated pixels: frames, and the share of each token that shows the object.
 
-For `NAME.mp4` (or another container) the truth is one of, in the folder of masks:
+For `NAME.mp4` (or another container) the folder of masks holds the truth as one of:
 - `NAME.masks.npz`: `packed`, np.packbits along the last axis of the boolean [frames, height, width], and `shape`;
-- `NAME/`: one picture a frame in order of names, as DAVIS has them: any value but 0 is the object;
+- `NAME/`: one picture a frame in order of names, as in DAVIS: any value but 0 is the object;
 - `NAME.boxes.json`: a list with, for each frame, a list of boxes [left, top, right, bottom] in pixels.
 
 Shapes: T frames, H W pixels, S slots, R rows, C columns of the token grid.
@@ -44,20 +44,20 @@ _BOXES = TypeAdapter(list[list[Noted[list[_Side], Field(min_length=4, max_length
 
 @dataclass(frozen=True)
 class AnnotatedClip:
-    """A clip after a centre crop."""
+    """A clip after a centre crop, with its object and motion."""
 
     name: str  # of the video
     video: Tensor  # uint8 [3, T, H, W]
     object_SRC: Tensor  # float32: share of each token's pixels that show the object
     object_THW: Tensor  # bool, at the clip's size
-    motion_SRC: Tensor  # float32; all 0 where the stream has no vectors
+    motion_SRC: Tensor  # float32; all 0 if the stream has no motion vectors
 
 
 @dataclass
 class Annotated:
-    """Videos with their truths and captions, and what of a folder could not be used."""
+    """Videos with their truths and captions, and the files of the folders that could not be used."""
 
-    pairs: list[tuple[Path, Path]]  # video, where its truth is
+    pairs: list[tuple[Path, Path]]  # video, its truth
     captions: dict[str, str]  # by the video's name
     problems: list[Problem]
 
@@ -67,16 +67,17 @@ class Annotated:
         return Inventory.of("videos", len(self.pairs), self.problems, layout=layout, listed=listed)
 
     def leave_out(self, file: Path, reason: str, detail: str) -> None:
-        """Record a video that turned out to be unusable."""
+        """Record a video that turns out to be unusable."""
         self.pairs = [pair for pair in self.pairs if pair[0] != file]
         self.problems.append(Problem(file.name, reason, detail))
 
 
 def find(videos: Path, masks: Path, captions: Path | None = None) -> Annotated:
-    """The videos that have a truth. captions: a file (default: captions.json in the folder of videos, if it is there).
+    """Find the videos that have a truth. captions: a file (default: captions.json in the videos' folder, if it
+    exists).
 
-    Left out: `no_truth`, `ambiguous` (two videos of one name), `missing_video` (a truth of none). Raises ValueError
-    if nothing is left, and for an invalid file of captions."""
+    Left out: `no_truth`, `ambiguous` (two videos of one name), `missing_video` (a truth without a video). Raises
+    ValueError if nothing is left, and for an invalid file of captions."""
     if not videos.is_dir() or not masks.is_dir():
         missing = videos if not videos.is_dir() else masks
         raise ValueError(f"{missing}: no such folder{like(missing)}")
@@ -101,7 +102,7 @@ def find(videos: Path, masks: Path, captions: Path | None = None) -> Annotated:
 
 
 def _truth_of(place: Path) -> str | None:
-    """The name of the video whose truth this is; None if it is not one."""
+    """Return the name of the video whose truth this is; None if it is not a truth."""
     for end in (".masks.npz", ".boxes.json"):
         if place.name.endswith(end):
             return place.name.removesuffix(end)
@@ -120,9 +121,9 @@ def _captions(given: Path | None, default: Path) -> dict[str, str]:
 
 
 def clips(file: Path, truth: Path, count: int, sampling: Sampling) -> Iterator[AnnotatedClip]:
-    """`count` clips from evenly spaced places of a video; those in which the object is never seen are left out.
+    """Yield `count` clips from evenly spaced places of a video; clips that never show the object are left out.
 
-    Raises DecodeError for the video, and of reason `bad_truth` for a truth that cannot be read or does not fit it."""
+    Raises DecodeError for the video, with reason `bad_truth` for a truth that cannot be read or does not fit it."""
     data, grid = file.read_bytes(), sampling.grid
     for number in range(count):
         recorder = MotionRecorder()
@@ -159,7 +160,7 @@ def clips(file: Path, truth: Path, count: int, sampling: Sampling) -> Iterator[A
 
 
 def token_share(shown_THW: np.ndarray, grid: Grid) -> Tensor:
-    """Share of each token's pixels that is true: float32 [S, R, C], of a bool [T, H, W] of any size."""
+    """Return the share of each token's pixels that is true: float32 [S, R, C], for a bool [T, H, W] of any size."""
     shares_TRC = F.adaptive_avg_pool2d(
         torch.from_numpy(np.ascontiguousarray(shown_THW)).float(), (grid.rows, grid.columns)
     )
@@ -167,7 +168,7 @@ def token_share(shown_THW: np.ndarray, grid: Grid) -> Tensor:
 
 
 def _read_truth(truth: Path, frames: int, height: int, width: int) -> np.ndarray:
-    """bool [frames, height, width]. Raises ValueError that names the file and what is wrong in it."""
+    """Read a truth as bool [frames, height, width]. Raises ValueError that names the file and the mistake in it."""
     shape = (frames, height, width)
     if truth.suffix == ".npz":
         return _packed(truth, shape)

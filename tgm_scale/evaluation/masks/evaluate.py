@@ -1,4 +1,4 @@
-"""Do masks find the object? Every recipe evaluated on videos with annotated pixels."""
+"""`masks evaluate`: how well every recipe's masks find the object in videos with annotated pixels."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass
 class EvaluatedRecipe:
-    """One line of the table: a recipe with the models that its maps come from."""
+    """One line of the table: a recipe with the models that compute its maps."""
 
     label: str
     masker: Masker
@@ -58,7 +58,7 @@ class EvaluatedRecipe:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """The exit code. Raises ValueError for a mistake in the options, or where nothing can be evaluated."""
+    """Evaluate the recipes and return the exit code. Raises ValueError for wrong options, or if nothing can run."""
     if options.clips < 1:
         raise ValueError(f"--clips {options.clips}: wanted at least 1")
     if options.output:
@@ -117,8 +117,9 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def _report_data(found: Annotated, config: Config, options: argparse.Namespace) -> Inventory:
-    """Print what there is and what is left out; OUTPUT/left_out.jsonl names all of it. Raises ValueError where that is
-    more than data.max_left_out_share."""
+    """Print what was opened and left out, and list it in OUTPUT/left_out.jsonl.
+
+    Raises ValueError if more than data.max_left_out_share is left out."""
     opened = found.inventory(str(options.output / LEFT_OUT) if options.output else "")
     if options.output and found.problems:
         write_left_out(options.output / LEFT_OUT, [(opened.part, found.problems)])
@@ -128,7 +129,7 @@ def _report_data(found: Annotated, config: Config, options: argparse.Namespace) 
 
 
 def _clips(found: Annotated, file: Path, truth: Path, count: int, sampling: Sampling) -> list[AnnotatedClip]:
-    """Of one video; a video without any is left out."""
+    """Return the clips of one video; a video without any is left out."""
     try:
         of_video = list(clips(file, truth, count, sampling))
     except DecodeError as error:
@@ -140,7 +141,7 @@ def _clips(found: Annotated, file: Path, truth: Path, count: int, sampling: Samp
 
 
 def _recipes(config: Config, options: argparse.Namespace) -> tuple[list[EvaluatedRecipe], list[str]]:
-    """The recipes that can run, and why the others cannot."""
+    """Return the recipes that can run, and why the others cannot."""
     wanted = list(RECIPES) if options.recipes == ["all"] else options.recipes
     scorers = SCORERS if options.scorers == ["all"] else options.scorers
     recipes, left_out = [], []
@@ -173,7 +174,7 @@ def _recipes(config: Config, options: argparse.Namespace) -> tuple[list[Evaluate
 def _score(
     recipes: Sequence[EvaluatedRecipe], clip: AnnotatedClip, caption: str | None, scores: dict[str, list[ClipScore]]
 ) -> list[Row]:
-    """Add each recipe's score of a clip; returns the rows of its picture sheet."""
+    """Add each recipe's score of a clip; return the rows of its picture sheet."""
     frames = slot_frames(clip.video, clip.object_SRC.shape[0])
     rows: list[Row] = [("the clip", outlined(frames, clip.object_THW[:: clip.object_THW.shape[0] // len(frames)]))]
     for one in recipes:
@@ -187,7 +188,7 @@ def _score(
 
 
 def _table(summaries: Mapping[str, RecipeScore]) -> str:
-    """A Markdown table, ready for docs/EVALUATION.md."""
+    """Return a Markdown table, ready for docs/EVALUATION.md."""
     header = ["recipe", "object hidden", "lift", "less the centre box's [95 %]", *SIZES, "AUC", "pointing"]
     lines = [header, ["---"] * len(header)]
     centre = summaries["centre box"].lift_by_video

@@ -1,6 +1,6 @@
-"""Does the relevance point at the named object? Measured on synthetic clips, whose every pixel is known.
+"""Measurement of whether relevance points at the named object, on synthetic clips, whose every pixel is known.
 
-A token is an object's when at least half of its tubelet's pixels show it. Shapes: S slots, R rows, C columns.
+A token is an object's if at least half of its tubelet's pixels show it. Shapes: S slots, R rows, C columns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tgm_scale.masking.recipes import Masker, build_masker
 MASK_RATIO = 0.6
 _SPEC = SyntheticSpec()
 
-# scores of a clip's tokens for its own caption and, where there is one, for that of an absent object: [S, R, C] each
+# Scores of a clip's tokens for its own caption and for that of an absent object (or None): [S, R, C] each
 Scorer = Callable[[SyntheticClip, Tensor, str], tuple[Tensor, Tensor | None]]
 
 
@@ -36,7 +36,7 @@ class RelevanceMetrics:
     """Means over clips. `hidden`: share of each role's tokens that text-guided masking at 0.6 hides."""
 
     hidden: dict[str, float]
-    auc: float  # of the scores, the named object's tokens against all others, in each slot
+    auc: float  # of the scores: the named object's tokens against all others, in each slot
     absent_hidden: float | None  # share of the named object's tokens hidden under an absent object's caption
     absent_auc: float | None
 
@@ -44,9 +44,9 @@ class RelevanceMetrics:
 def evaluate(
     score: Scorer, clips: int, grid: Grid, spec: SyntheticSpec = _SPEC, masker: Masker | None = None
 ) -> RelevanceMetrics:
-    """Measure a way to score tokens on clips 0 to `clips` - 1 of a corpus, encoded and decoded as in a corpus.
+    """Measure a scorer of tokens on clips 0 to `clips` - 1 of a corpus, encoded and decoded as in a corpus.
 
-    masker: of what it hides; default: the tokens of highest score, in each slot."""
+    masker: decides which tokens are hidden; default: those of highest score in each slot."""
     masker = masker or build_masker("text_guided", grid, MASK_RATIO)
     hidden: dict[str, list[float]] = {role: [] for role in ROLES}
     aucs: list[float] = []
@@ -75,7 +75,7 @@ def evaluate(
 
 
 def towers_scorer(text: TextTower, image: ImageTower, scorer: str, grid: Grid) -> Scorer:
-    """Relevance from towers, as training has it."""
+    """Return a scorer that computes relevance from towers, as in training."""
     relevance = Relevance(image, scorer)
 
     def score(clip: SyntheticClip, video: Tensor, absent: str) -> tuple[Tensor, Tensor | None]:
@@ -87,7 +87,7 @@ def towers_scorer(text: TextTower, image: ImageTower, scorer: str, grid: Grid) -
 
 
 def colour_scorer(grid: Grid) -> Scorer:
-    """The control without a model: nearness of a pixel's colour to the one that the caption names."""
+    """Return the control without a model: nearness of a pixel's colour to the one that the caption names."""
 
     def score(clip: SyntheticClip, video: Tensor, absent: str) -> tuple[Tensor, Tensor | None]:
         wanted = rgb(torch.tensor(COLOURS[clip.truth.named.colour]), torch.tensor(1.0), torch.tensor(1.0))
@@ -102,7 +102,7 @@ def colour_scorer(grid: Grid) -> Scorer:
 
 
 def slot_aucs(score_SRC: Tensor, positive_SRC: Tensor) -> list[float]:
-    """Area under the ROC curve of each slot that has tokens of both kinds; ties count half."""
+    """Return the area under the ROC curve of each slot that has tokens of both kinds; ties count half."""
     aucs = []
     for score, positive in zip(score_SRC.flatten(1), positive_SRC.flatten(1), strict=True):
         if positive.any() and not positive.all():
@@ -112,6 +112,6 @@ def slot_aucs(score_SRC: Tensor, positive_SRC: Tensor) -> list[float]:
 
 
 def _as_decoded(clip: SyntheticClip, spec: SyntheticSpec) -> Tensor:
-    """uint8 [3, T, H, W] of the clip after H.264, as a loader would see it."""
+    """Return the clip after H.264, as a loader would see it: uint8 [3, T, H, W]."""
     decoded = decode_clip(encode_video(clip.frames, spec.fps), spec.frames, 1, 0.0).video
     return torch.from_numpy(np.ascontiguousarray(decoded)).permute(3, 0, 1, 2)
