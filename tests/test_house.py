@@ -25,9 +25,10 @@ MAY_IMPORT["checkpoints"] = _BASE | {"engine"}
 MAY_IMPORT["conversion"] = _BASE | {"models", "checkpoints"}
 _WINGS = _BASE | {"config", "data", "guidance", "masking", "models", "objectives", "demo.corpus"}
 MAY_IMPORT["runs"] = _BASE | {"config", "data", "guidance", "checkpoints"}
-MAY_IMPORT["planning"] = _WINGS | {"engine", "checkpoints", "conversion"}
+MAY_IMPORT["assembly"] = _WINGS | {"engine", "checkpoints", "conversion"}
+MAY_IMPORT["planning"] = MAY_IMPORT["assembly"] | {"assembly"}
 # runs: the page of a run reads its folder; checkpoints and conversion: the card of an exported model
-MAY_IMPORT["report"] = _WINGS | {"planning", "runs", "checkpoints", "conversion"}
+MAY_IMPORT["report"] = _WINGS | {"assembly", "planning", "runs", "checkpoints", "conversion"}
 MAY_IMPORT["evaluation"] = MAY_IMPORT["planning"] | {"runs", "planning", "report"}
 MAY_IMPORT["python"] = MAY_IMPORT["evaluation"] | {"evaluation"}  # what `import tgm_scale` gives
 MAY_IMPORT["training"] = MAY_IMPORT["evaluation"] - {"report"} | {"evaluation"}

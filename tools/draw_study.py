@@ -18,10 +18,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.commands.command import Once
 from tgm_scale.config import RunSettings, StudyConfig
 from tgm_scale.evaluation.settings import FinetuneConfig, FrozenConfig
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime import command
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.files import check_output, replacing

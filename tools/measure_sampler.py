@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tgm_scale.assembly.learned_masks import LearnedMap, load_learned
+from tgm_scale.assembly.towers import Map
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.checkpoints.folders import folder_of, steps_in
 from tgm_scale.contracts import Grid
@@ -27,8 +29,6 @@ from tgm_scale.demo.corpus.make import SyntheticSpec, render_clip
 from tgm_scale.demo.corpus.truth import object_tokens
 from tgm_scale.evaluation.intervals import paired_interval
 from tgm_scale.evaluation.masks.relevance import slot_aucs
-from tgm_scale.planning.learned_masks import LearnedMap, load_learned
-from tgm_scale.planning.towers import Map
 from tgm_scale.runtime import command, seeding
 
 EXAMPLES = """examples:

@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly.corpora import make_synthetic, open_corpora
+from tgm_scale.assembly.parts import clip_loader, joint_module, objective
+from tgm_scale.assembly.run_plan import plan_pretraining
+from tgm_scale.assembly.towers import load_towers
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.objectives.negatives import Negatives
 from tgm_scale.objectives.term import CAPTIONS, MASKS, TARGETS, EmbeddingPairs, gradients
 from tgm_scale.objectives.terms import TERMS
-from tgm_scale.planning.corpora import make_synthetic, open_corpora
-from tgm_scale.planning.parts import clip_loader, joint_module, objective
-from tgm_scale.planning.run_plan import plan_pretraining
-from tgm_scale.planning.towers import load_towers
 from tgm_scale.runtime import command
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training.clip_guidance import ClipGuidance

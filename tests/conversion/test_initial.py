@@ -11,6 +11,7 @@ from foreign_checkpoints import image_mae
 from made_weights import FRAMES, SIDE, SMALL, made, stated
 from safetensors.torch import save_file
 
+from tgm_scale.assembly.joint_module import JointModule
 from tgm_scale.conversion.convert import convert
 from tgm_scale.conversion.key_maps import ModelMetadata
 from tgm_scale.conversion.read import Initial, read, read_initial, size_in_keys
@@ -19,7 +20,6 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
-from tgm_scale.planning.module import JointModule
 
 
 def of_a_run(initial: Initial, size: ModelSize = SMALL) -> set[str]:

@@ -13,6 +13,7 @@ from foreign_checkpoints import videomae_finetuned, videomae_pretraining
 from made_weights import FRAMES, SIDE, SMALL, autoencoder, equal, facts
 from safetensors.torch import save_file
 
+from tgm_scale.assembly.parts import restated
 from tgm_scale.checkpoints.checkpoint import digest
 from tgm_scale.conversion.key_maps import ModelMetadata
 from tgm_scale.conversion.read import read, read_initial
@@ -20,7 +21,6 @@ from tgm_scale.conversion.readers import open_weights, strip_prefixes
 from tgm_scale.models.patches import IMAGENET, PixelStatistics
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions
-from tgm_scale.planning.parts import restated
 
 HEADS = ModelMetadata(heads=4, decoder_heads=2)
 RUN_ARGUMENTS = argparse.Namespace(model="pretrain_videomae_base_patch16_224", num_frames=8, input_size=32, lr=1e-3)

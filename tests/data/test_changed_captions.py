@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tgm_scale.assembly.corpora import corpus_metadata, open_corpora
 from tgm_scale.config import from_tree
-from tgm_scale.planning.corpora import corpus_metadata, open_corpora
 from tgm_scale.runs import run_folder
 
 LINES = ["a.mp4 a man walks", "b.mp4 a dog runs", "c.mp4 a ball rolls"]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from tars import make_corpus
 
+from tgm_scale.assembly.corpora import corpus_metadata, open_corpora
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.config import apply_overrides, from_tree
 from tgm_scale.contracts import Problem
 from tgm_scale.data.shards.inventory import Inventory, corpus_inventory
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.guidance.towers import load_text_tower, tower_folder
-from tgm_scale.planning.corpora import corpus_metadata, open_corpora
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.introduction import introduce, warn_of_one_caption
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tgm_scale import cli
+from tgm_scale.assembly.corpora import inventories, open_corpora
 from tgm_scale.config import Config, apply_overrides, checked, load
 from tgm_scale.data.lists.reading import Selection
 from tgm_scale.data.shards.opening import open_corpus
@@ -23,7 +24,6 @@ from tgm_scale.evaluation.online import Neighbours, knn_selection
 from tgm_scale.evaluation.retrieve import captioned
 from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
-from tgm_scale.planning.corpora import inventories, open_corpora
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.pretraining import _labelled_data
 

@@ -12,6 +12,7 @@ import pytest
 from loading import clip_loader
 from tars import write_tar
 
+from tgm_scale.assembly.corpora import open_corpora
 from tgm_scale.config import from_tree
 from tgm_scale.contracts import Grid
 from tgm_scale.data.access.addresses import distinct_names
@@ -20,7 +21,6 @@ from tgm_scale.data.shards.opening import make_names_distinct, open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation.labelled import open_labelled
-from tgm_scale.planning.corpora import open_corpora
 
 
 @pytest.fixture(scope="module")

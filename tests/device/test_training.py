@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from watch import META, Watch, empty, video, whole
 
+from tgm_scale.assembly.joint_module import JointModule
+from tgm_scale.assembly.towers import Towers
 from tgm_scale.contracts import Batch, BatchLayout, Grid, Mask
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.engine.plan import parameter_groups
@@ -26,8 +28,6 @@ from tgm_scale.objectives.contrastive import caption_ids
 from tgm_scale.objectives.negatives import Negatives
 from tgm_scale.objectives.term import CoupledTerm, EmbeddingPairs, TermSettings, gradients
 from tgm_scale.objectives.terms import TERMS, Objective
-from tgm_scale.planning.module import JointModule
-from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.clip_guidance import ClipGuidance
 from tgm_scale.training.step import JointStep, PreparedBatch

@@ -13,10 +13,10 @@ from launch import run
 
 import tgm_scale
 from tgm_scale import cli
+from tgm_scale.assembly.run_plan import shape_of
 from tgm_scale.config import load
 from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.evaluation.views import Views, decode_views
-from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.preview.clips import sampling_of
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.compat import prepare_torchvision

@@ -10,6 +10,9 @@ from loading import clip_loader
 from torch import Tensor
 
 from tgm_scale import cli
+from tgm_scale.assembly.corpora import open_corpora
+from tgm_scale.assembly.parts import clip_loader as run_loader
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.config import apply_overrides, from_tree
 from tgm_scale.contracts import Grid
 from tgm_scale.data.shards.opening import open_corpus
@@ -18,9 +21,6 @@ from tgm_scale.data.video.encode import encode_video
 from tgm_scale.guidance.cache import RelevanceCache, fingerprint
 from tgm_scale.guidance.maps import Relevance
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
-from tgm_scale.planning.corpora import open_corpora
-from tgm_scale.planning.parts import clip_loader as run_loader
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.introduction import introduce
 

@@ -12,8 +12,8 @@ from text_encoders import write_encoder, write_modules
 
 from tgm_scale import config as configuration
 from tgm_scale import load_guidance
-from tgm_scale.planning.checks import check
-from tgm_scale.planning.run_plan import plan_pretraining
+from tgm_scale.assembly.checks import check
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import find_process
 

@@ -17,10 +17,10 @@ from small_towers import SENTENCES
 from text_encoders import POSITIONS, write_encoder, write_modules
 from torch import Tensor
 
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.config import from_tree
 from tgm_scale.guidance.sentence_folder import ENCODERS
 from tgm_scale.guidance.towers import check_folder, load_text_tower, model_files
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.planning.tower_cost import tower_cost
 from tgm_scale.runtime.distributed import ProcessInfo
 

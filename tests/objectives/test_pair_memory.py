@@ -8,7 +8,7 @@ import sys
 import pytest
 from launch import environment
 
-from tgm_scale.planning.objective import _PAIR_BYTES
+from tgm_scale.assembly.objective import _PAIR_BYTES
 
 SOURCE = """
 import resource, sys, torch

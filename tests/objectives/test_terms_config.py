@@ -9,12 +9,12 @@ import torch
 import yaml
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly.checks import check_objective
+from tgm_scale.assembly.run_plan import RunPlan, plan_pretraining
 from tgm_scale.config import Config, digest_tree
 from tgm_scale.models.vit import SIZES
 from tgm_scale.objectives.nearest import Nearest
 from tgm_scale.objectives.term import TermSettings
-from tgm_scale.planning.checks import check_objective
-from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
 from tgm_scale.runs import run_folder
 from tgm_scale.runtime.distributed import find_process
 

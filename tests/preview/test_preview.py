@@ -18,6 +18,7 @@ from browser import THEMES, browsed
 from PIL import Image
 
 from tgm_scale import cli
+from tgm_scale.assembly.run_plan import recipe_masker
 from tgm_scale.commands.command import part_names
 from tgm_scale.commands.pages import PREVIEW
 from tgm_scale.config import Config
@@ -36,7 +37,6 @@ from tgm_scale.masking import recipes
 from tgm_scale.masking.diagnostics import GuidanceMonitor, overlap
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES, ModelOptions
-from tgm_scale.planning.run_plan import recipe_masker
 from tgm_scale.preview.clips import sampling_of
 from tgm_scale.preview.settings import resolve
 from tgm_scale.report.reconstruct import reconstruct

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tgm_scale.assembly.learned_masks import needs_checkpoint
 from tgm_scale.demo.gallery import PATCH, SIDE, gallery
 from tgm_scale.masking.recipes import RECIPES
-from tgm_scale.planning.learned_masks import needs_checkpoint
 
 
 def test_every_recipe_has_its_row_and_hides_its_share() -> None:

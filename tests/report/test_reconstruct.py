@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tgm_scale.assembly.joint_module import NormaliseBy
 from tgm_scale.contracts import Grid, Mask
 from tgm_scale.masking.recipes import build_masker
 from tgm_scale.models.patches import gather_tokens, patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions, ModelSize
-from tgm_scale.planning.module import NormaliseBy
 from tgm_scale.report.reconstruct import DROPPED, nearby_statistics, reconstruct, seen_statistics
 
 SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)

@@ -13,7 +13,7 @@ import torch
 from simulated import ROOT
 
 from tgm_scale import config
-from tgm_scale.planning.run_plan import plan_pretraining
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import ProcessInfo
 
 PRETRAINING = sorted((ROOT / "slurm").glob("pretrain_*.sh"))

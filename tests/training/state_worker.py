@@ -10,6 +10,7 @@ from step_worker import MODELS, live_weights
 from torch import Tensor
 from worker import answer
 
+from tgm_scale.assembly.joint_module import JointModule
 from tgm_scale.contracts import BatchLayout
 from tgm_scale.engine import build as engine
 from tgm_scale.engine import state as engine_state
@@ -17,7 +18,6 @@ from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
-from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import ProcessInfo
 

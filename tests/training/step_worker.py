@@ -18,6 +18,7 @@ import cpuinfo
 import torch
 from worker import answer
 
+from tgm_scale.assembly.joint_module import JointModule
 from tgm_scale.checkpoints import checkpoint, folders
 from tgm_scale.checkpoints.saver import Saver
 from tgm_scale.contracts import Batch, BatchLayout, Mask
@@ -29,7 +30,6 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES, ModelOptions, ModelSize
 from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
-from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.data_digest import clip_hashes

@@ -20,6 +20,7 @@ from step_worker import FRAMES, GLOBAL, MODELS, SIZE, WIDTH, live_weights, prepa
 from torch import Tensor
 from worker import answer
 
+from tgm_scale.assembly.joint_module import JointModule, MaskSampling
 from tgm_scale.checkpoints import checkpoint, folders
 from tgm_scale.checkpoints.saver import Saver
 from tgm_scale.contracts import BatchLayout
@@ -32,7 +33,6 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.objectives.negatives import Negatives
 from tgm_scale.objectives.term import CAPTIONS, MASKS, EmbeddingPairs, TermSettings
 from tgm_scale.objectives.terms import TERMS, Objective
-from tgm_scale.planning.module import JointModule, MaskSampling
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training import term_state

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly.joint_module import JointModule, MaskSampling
+from tgm_scale.assembly.objective import weights_of
+from tgm_scale.assembly.parts import autoencoder, pixel_statistics
+from tgm_scale.assembly.run_plan import plan_pretraining, run_masker
 from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.activations import kept_bytes
 from tgm_scale.planning.footprint import parameters, parameters_of
-from tgm_scale.planning.module import JointModule, MaskSampling
-from tgm_scale.planning.objective import weights_of
-from tgm_scale.planning.parts import autoencoder, pixel_statistics
-from tgm_scale.planning.run_plan import plan_pretraining, run_masker
 from tgm_scale.runtime.distributed import ProcessInfo
 
 SMALL = [

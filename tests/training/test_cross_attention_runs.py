@@ -9,10 +9,10 @@ import pytest
 import torch
 from test_step import SAVED, STEPS, apart, run_cases
 
+from tgm_scale.assembly.parts import checkpoint_metadata
+from tgm_scale.assembly.run_plan import plan_pretraining, shape_of
 from tgm_scale.config.files import from_tree
 from tgm_scale.planning.cost import CostQuery, cost_of
-from tgm_scale.planning.parts import checkpoint_metadata
-from tgm_scale.planning.run_plan import plan_pretraining, shape_of
 from tgm_scale.runs import run_folder
 from tgm_scale.runtime.distributed import ProcessInfo
 

@@ -14,12 +14,12 @@ from launch import ROOT, environment, run
 from short_run import arguments, moving_texture, start, wait_for_checkpoint, wait_for_steps
 from starts import Started
 
+from tgm_scale.assembly.corpora import MADE_BY, make_synthetic, refuse_one_clip
 from tgm_scale.config import Config, load
 from tgm_scale.config.sections import ObjectiveConfig
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
-from tgm_scale.planning.corpora import MADE_BY, make_synthetic, refuse_one_clip
 from tgm_scale.runs.status import status
 from tgm_scale.training.introduction import few_clips, other_synthetic
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE

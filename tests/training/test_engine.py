@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from tgm_scale.assembly.checks import check
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.config import OptimConfig, load
 from tgm_scale.contracts import BatchLayout
 from tgm_scale.engine.plan import EnginePlan, Schedule, engine_config, parameter_groups, resolve_precision
-from tgm_scale.planning.checks import check
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import find_process
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"

@@ -13,11 +13,11 @@ import torch
 
 from tgm_scale import cli
 from tgm_scale import config as configuration
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.contracts import BatchLayout
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.planning.cost import CostQuery, cost_of, device_bytes, first_of
 from tgm_scale.planning.footprint import ROOM, footprint
-from tgm_scale.planning.run_plan import plan_pretraining
 
 VITB = "configs/pretrain_vitb.yaml"
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from launch import run
 
+from tgm_scale.assembly.towers import load_towers
 from tgm_scale.config import load
-from tgm_scale.planning.towers import load_towers
 from tgm_scale.runs.metrics import read_metrics
 
 CONFIG = """

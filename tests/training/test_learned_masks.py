@@ -13,6 +13,11 @@ from short_run import arguments
 from torch import Tensor
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly.checks import check
+from tgm_scale.assembly.joint_module import JointModule, MaskSampling
+from tgm_scale.assembly.learned_masks import load_learned
+from tgm_scale.assembly.objective import weights_of
+from tgm_scale.assembly.run_plan import plan_pretraining, run_masker
 from tgm_scale.checkpoints.checkpoint import Reader
 from tgm_scale.conversion.read import read, read_initial
 from tgm_scale.demo.corpus.make import SyntheticSpec, render_clip
@@ -24,11 +29,6 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelSize
 from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
-from tgm_scale.planning.checks import check
-from tgm_scale.planning.learned_masks import load_learned
-from tgm_scale.planning.module import JointModule, MaskSampling
-from tgm_scale.planning.objective import weights_of
-from tgm_scale.planning.run_plan import plan_pretraining, run_masker
 from tgm_scale.preview.looks import Looker
 from tgm_scale.preview.settings import resolve
 from tgm_scale.runs.metrics import read_metrics

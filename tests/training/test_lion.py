@@ -9,9 +9,9 @@ import torch
 from launch import answers, run
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.planning.footprint import footprint
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.tensors import load_tensors

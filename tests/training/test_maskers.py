@@ -13,6 +13,9 @@ import torch
 from launch import run
 from short_run import moving_texture
 
+from tgm_scale.assembly.parts import clip_loader
+from tgm_scale.assembly.run_plan import plan_pretraining, run_masker
+from tgm_scale.assembly.towers import load_towers
 from tgm_scale.config import Config, from_tree
 from tgm_scale.contracts import Batch
 from tgm_scale.data.loading.loader import ClipLoader
@@ -22,9 +25,6 @@ from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.masking.recipes import RECIPES
-from tgm_scale.planning.parts import clip_loader
-from tgm_scale.planning.run_plan import plan_pretraining, run_masker
-from tgm_scale.planning.towers import load_towers
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import ProcessInfo, find_process
 from tgm_scale.training.clip_guidance import ClipGuidance

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from tgm_scale.assembly.joint_module import JointModule
 from tgm_scale.models.patches import channel_last, gather_tokens, patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions, ModelSize
 from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
-from tgm_scale.planning.module import JointModule
 
 SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
 

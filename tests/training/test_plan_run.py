@@ -13,9 +13,9 @@ from launch import ROOT, run
 
 from tgm_scale import cli
 from tgm_scale import config as configuration
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.evaluation.settings import load_pretraining
 from tgm_scale.planning.cost import CostQuery, cost_of
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import ProcessInfo
 
 

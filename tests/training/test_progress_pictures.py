@@ -17,12 +17,12 @@ from short_run import arguments, moving_texture
 
 from tgm_scale import cli
 from tgm_scale import config as configuration
+from tgm_scale.assembly.corpora import open_corpora
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 from tgm_scale.evaluation.watched import labels, watched_clips
-from tgm_scale.planning.corpora import open_corpora
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.report.render import strip
 from tgm_scale.runs.metrics import Metrics, read_metrics
 from tgm_scale.runtime.distributed import ProcessInfo

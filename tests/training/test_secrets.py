@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tgm_scale import cli, config
-from tgm_scale.planning.parts import checkpoint_metadata
-from tgm_scale.planning.run_plan import shape_of
+from tgm_scale.assembly.parts import checkpoint_metadata
+from tgm_scale.assembly.run_plan import shape_of
 from tgm_scale.runs import run_data, run_folder
 
 ADDRESS = "https://me:passw0rd@host/a/00000.tar?X-Amz-Expires=60&X-Amz-Signature=5ec2e7"

@@ -15,14 +15,14 @@ import torch
 from launch import ROOT, environment, finished
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly import disk
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.config import Config
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.engine.extensions import BUILD_SECONDS
 from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.planning import disk
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.preflight import node_checks
 from tgm_scale.preflight.task_checks import PretrainingChecks
 from tgm_scale.preflight.verdict import TESTED, untested

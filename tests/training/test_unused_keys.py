@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tgm_scale.assembly.run_plan import plan_pretraining
+from tgm_scale.assembly.unused import unused_in_finetuning, unused_in_pretraining
 from tgm_scale.config import Config
 from tgm_scale.evaluation.settings import FinetuneConfig, load_any
-from tgm_scale.planning.run_plan import plan_pretraining
-from tgm_scale.planning.unused import unused_in_finetuning, unused_in_pretraining
 from tgm_scale.runtime.distributed import find_process
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -13,13 +13,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly.joint_module import JointModule
+from tgm_scale.assembly.parts import autoencoder, pixel_statistics
+from tgm_scale.assembly.run_plan import plan_pretraining, run_masker
 from tgm_scale.engine import build as engine
 from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.cost import sent_bytes
-from tgm_scale.planning.module import JointModule
-from tgm_scale.planning.parts import autoencoder, pixel_statistics
-from tgm_scale.planning.run_plan import plan_pretraining, run_masker
 from tgm_scale.runtime.distributed import ProcessInfo, find_process
 
 STEPS = 2

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tgm_scale.assembly.run_plan import Shape, run_masker, shape_of
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.benchmarks.timed import seconds_of
 from tgm_scale.config import Config
@@ -28,7 +29,6 @@ from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions, initialise
 from tgm_scale.objectives.reconstruction import reconstruction_error
-from tgm_scale.planning.run_plan import Shape, run_masker, shape_of
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import message
 

@@ -14,6 +14,9 @@ from statistics import median
 from typing import Any
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly import parts
+from tgm_scale.assembly.joint_module import JointModule
+from tgm_scale.assembly.run_plan import plan_pretraining, shape_of
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.checkpoints import folders, manifest
 from tgm_scale.checkpoints.checkpoint import Progress, Reader, Retention
@@ -23,9 +26,6 @@ from tgm_scale.config import Config
 from tgm_scale.engine import build as engine
 from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
-from tgm_scale.planning import parts
-from tgm_scale.planning.module import JointModule
-from tgm_scale.planning.run_plan import plan_pretraining, shape_of
 from tgm_scale.runs.resume import Resume
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process
 

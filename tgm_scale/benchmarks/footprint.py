@@ -22,11 +22,11 @@ import torch
 from pydantic import BaseModel, Field
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.config import Config
 from tgm_scale.models.vit import SIZES
 from tgm_scale.planning.footprint import LOWEST_STAGE, OFFLOADS, SECTIONS, Footprint, footprint
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.memory import peak_resident_bytes

@@ -20,11 +20,11 @@ from typing import Any
 
 import tgm_scale
 from tgm_scale import config as configuration
+from tgm_scale.assembly.corpora import make_synthetic
 from tgm_scale.benchmarks import growth_figure, growth_kept
 from tgm_scale.benchmarks.growth_tables import of_points
 from tgm_scale.benchmarks.machine import described, headline, save
 from tgm_scale.models.vit import SIZES
-from tgm_scale.planning.corpora import make_synthetic
 from tgm_scale.runs.environment import versions
 from tgm_scale.runtime.files import check_output, replacing
 from tgm_scale.runtime.outside.json_text import json_object

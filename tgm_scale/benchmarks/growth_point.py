@@ -15,6 +15,9 @@ from typing import Any
 import torch
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly import parts
+from tgm_scale.assembly.run_plan import RunPlan, plan_pretraining, shape_of
+from tgm_scale.assembly.towers import Towers
 from tgm_scale.benchmarks.checkpoint import engine_of
 from tgm_scale.benchmarks.machine import save
 from tgm_scale.benchmarks.timed import seconds_of
@@ -23,9 +26,6 @@ from tgm_scale.checkpoints.saver import Saver
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch
 from tgm_scale.engine import build as engine
-from tgm_scale.planning import parts
-from tgm_scale.planning.run_plan import RunPlan, plan_pretraining, shape_of
-from tgm_scale.planning.towers import Towers
 from tgm_scale.runs.resume import Resume
 from tgm_scale.runtime.command import leave
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process

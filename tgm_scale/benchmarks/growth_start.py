@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 
 from tgm_scale import config as configuration
-from tgm_scale.planning.checks import check
-from tgm_scale.planning.corpora import storage_seconds
-from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
+from tgm_scale.assembly.checks import check
+from tgm_scale.assembly.corpora import storage_seconds
+from tgm_scale.assembly.run_plan import RunPlan, plan_pretraining
 from tgm_scale.runtime.command import leave
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training.opening import run

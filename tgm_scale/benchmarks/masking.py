@@ -15,6 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tgm_scale.assembly.joint_module import JointModule
+from tgm_scale.assembly.learned_masks import LearnedMap
+from tgm_scale.assembly.parts import autoencoder, pixel_statistics
+from tgm_scale.assembly.run_plan import masker_of, run_masker, shape_of
+from tgm_scale.assembly.towers import Towers, load_towers
 from tgm_scale.benchmarks.clips import FPS, moving_texture
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.benchmarks.timed import Timed, measure, milliseconds, rows_of
@@ -32,11 +37,6 @@ from tgm_scale.models.generator import Generator
 from tgm_scale.models.sampler import Sampler
 from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
-from tgm_scale.planning.learned_masks import LearnedMap
-from tgm_scale.planning.module import JointModule
-from tgm_scale.planning.parts import autoencoder, pixel_statistics
-from tgm_scale.planning.run_plan import masker_of, run_masker, shape_of
-from tgm_scale.planning.towers import Towers, load_towers
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly import parts
+from tgm_scale.assembly.run_plan import shape_of
 from tgm_scale.benchmarks import checkpoint, order
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.checkpoints.checkpoint import Progress, Reader
@@ -26,8 +28,6 @@ from tgm_scale.checkpoints.saver import Pending
 from tgm_scale.checkpoints.share import RankShare
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.engine import build as engine
-from tgm_scale.planning import parts
-from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.runs.bottleneck import read_ranks
 from tgm_scale.runs.metrics import Metrics
 from tgm_scale.runtime.distributed import ProcessInfo, find_process

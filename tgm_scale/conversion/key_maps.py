@@ -25,7 +25,7 @@ ModelKind = Literal["pretraining", "classifier", "encoder"]
 KeyMap = dict[str, tuple[str, ...]]
 
 EXTRAS = ("projection.weight", "log_scale")  # what a run has beyond VideoMAE's weights
-# name prefixes of what a run learned besides its model: in its terms, and in a learned mask (planning/module.py)
+# name prefixes of what a run learned besides its model: in its terms, and in a learned mask (assembly/joint_module.py)
 TERMS, MASKS = "terms.", "masks."
 BLOCK = (
     *("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.q_bias", "attn.v_bias", "attn.proj.weight"),

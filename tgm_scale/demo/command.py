@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tgm_scale.assembly.run_plan import run_masker, shape_of
 from tgm_scale.conversion.convert import convert
 from tgm_scale.conversion.read import read
 from tgm_scale.data.shards.opening import open_corpus
@@ -26,7 +27,6 @@ from tgm_scale.evaluation.masks import relevance
 from tgm_scale.evaluation.variants import Accuracies, compare_variants
 from tgm_scale.guidance.image import SCORERS
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower, tower_folder
-from tgm_scale.planning.run_plan import run_masker, shape_of
 from tgm_scale.report import html
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.files import making, replace_file

@@ -16,6 +16,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from tgm_scale.assembly.learned_masks import load_learned, needs_checkpoint
+from tgm_scale.assembly.run_plan import recipe_masker, run_masker, shape_of
+from tgm_scale.assembly.towers import Map, load_towers
 from tgm_scale.config import Config, from_tree
 from tgm_scale.contracts import Grid
 from tgm_scale.conversion.read import read
@@ -32,9 +35,6 @@ from tgm_scale.evaluation.masks.agreement import clip_maps
 from tgm_scale.guidance.flow import check_flow
 from tgm_scale.masking.recipes import RECIPES
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.planning.learned_masks import load_learned, needs_checkpoint
-from tgm_scale.planning.run_plan import recipe_masker, run_masker, shape_of
-from tgm_scale.planning.towers import Map, load_towers
 from tgm_scale.report.reconstruct import reconstruct
 from tgm_scale.report.render import Row, film_strip, heatmap, outlined, seen_tokens, slot_frames, veiled
 from tgm_scale.runtime import seeding

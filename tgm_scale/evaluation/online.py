@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tgm_scale.assembly.run_plan import shape_of
 from tgm_scale.config import Config
 from tgm_scale.contracts import Problem
 from tgm_scale.data.lists.reading import Role, Selection, is_list
@@ -28,7 +29,6 @@ from tgm_scale.evaluation.labelled import (
 from tgm_scale.evaluation.session import PARTS
 from tgm_scale.evaluation.views import Decoder, Decoding, Views
 from tgm_scale.models.patches import patchify
-from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.runtime.distributed import HostCollectives
 
 

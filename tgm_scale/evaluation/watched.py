@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from PIL import Image
 
+from tgm_scale.assembly.joint_module import NormaliseBy
+from tgm_scale.assembly.parts import clip_loader
+from tgm_scale.assembly.run_plan import RunPlan
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, BatchLayout, Mask
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.evaluation.labelled import open_labelled
 from tgm_scale.evaluation.online import knn_selection
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.planning.module import NormaliseBy
-from tgm_scale.planning.parts import clip_loader
-from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.report.reconstruct import reconstruct
 from tgm_scale.report.render import Row, seen_tokens, slot_frames, some_slots, strip, veiled
 

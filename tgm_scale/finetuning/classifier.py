@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from tgm_scale.assembly.parts import autoencoder, checkpoint_metadata
+from tgm_scale.assembly.run_plan import Shape, shape_of
 from tgm_scale.checkpoints import checkpoint
 from tgm_scale.contracts import Grid
 from tgm_scale.conversion.read import read_initial
@@ -17,8 +19,6 @@ from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import IMAGENET
 from tgm_scale.models.vit import ModelOptions
-from tgm_scale.planning.parts import autoencoder, checkpoint_metadata
-from tgm_scale.planning.run_plan import Shape, shape_of
 
 
 class InitialModel(NamedTuple):

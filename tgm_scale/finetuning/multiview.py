@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tgm_scale.assembly.parts import autoencoder
+from tgm_scale.assembly.run_plan import shape_of
 from tgm_scale.checkpoints import checkpoint, ema, folders
 from tgm_scale.evaluation import baselines, probe, results
 from tgm_scale.evaluation.cache import Clips, RowModel, cached_rows
@@ -22,8 +24,6 @@ from tgm_scale.finetuning.classifier import build_classifier, positions_of
 from tgm_scale.finetuning.setup import Parts
 from tgm_scale.models.classifier import without_head_norm
 from tgm_scale.models.patches import IMAGENET
-from tgm_scale.planning.parts import autoencoder
-from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.progress import ProgressBars
 

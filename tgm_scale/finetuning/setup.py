@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from tgm_scale.assembly.checks import check_boards, check_compile
+from tgm_scale.assembly.corpora import corpus_metadata
+from tgm_scale.assembly.run_plan import RunPlan, engine_of, layout_of, shape_of
+from tgm_scale.assembly.unused import unused_in_finetuning
 from tgm_scale.checkpoints import checkpoint
 from tgm_scale.contracts import Batch
 from tgm_scale.data.access.mounts import may_stall
@@ -27,10 +31,6 @@ from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.finetuning.augment import AugmentedSamples, Augmenter
 from tgm_scale.models.classifier import tokens_read
-from tgm_scale.planning.checks import check_boards, check_compile
-from tgm_scale.planning.corpora import corpus_metadata
-from tgm_scale.planning.run_plan import RunPlan, engine_of, layout_of, shape_of
-from tgm_scale.planning.unused import unused_in_finetuning
 from tgm_scale.runs.faults import leave_out
 from tgm_scale.runs.figures import SHARED
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo

@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tgm_scale.assembly.run_plan import RunPlan
 from tgm_scale.checkpoints.checkpoint import Reader
 from tgm_scale.checkpoints.ema import Average
 from tgm_scale.checkpoints.folders import folder_of
@@ -32,7 +33,6 @@ from tgm_scale.finetuning import classifier, multiview, setup
 from tgm_scale.finetuning.augment import PairMixer
 from tgm_scale.finetuning.head_norm import BatchStatistics, GlobalNorm, Inputs
 from tgm_scale.models.classifier import HEAD_NORM
-from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training import data_digest

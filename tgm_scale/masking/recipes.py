@@ -71,7 +71,7 @@ class Masker:
 
     @property
     def needs(self) -> set[str]:
-        """Maps that a call requires, by the names in planning/towers.py, including those of learned masks."""
+        """Maps that a call requires, by the names in assembly/towers.py, including those of learned masks."""
         return set().union(*(SOURCES[name].needs for name in self.recipe.sources))
 
     @property

@@ -15,7 +15,7 @@ def compile_blocks(module: nn.Module, **options: Any) -> None:
     All blocks share their code, so those of one shape share one compilation: 40 blocks take the compiler as long as
     one does, where a whole compiled model takes it 40 times as long (regional compilation). Shapes are static: each
     kind of pass (encoder, decoder, without gradient) is compiled once. Not for ZeRO stage 3 (see
-    planning.checks.check_compile). options: for torch.compile."""
+    assembly.checks.check_compile). options: for torch.compile."""
     for block in module.modules():
         if isinstance(block, Block | CrossBlock):
             block.compile(dynamic=False, **options)

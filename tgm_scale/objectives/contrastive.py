@@ -83,7 +83,7 @@ def top1(logits_KCC: Tensor, positive_G: Tensor) -> Tensor:
 
 class InfoNCE(CoupledTerm):
     """The term `contrast`, with a learned temperature (CLIP, section 2.5). Its learned parameter is the logarithm of
-    the logit scale; checkpoints name it log_scale (planning/module.py)."""
+    the logit scale; checkpoints name it log_scale (assembly/joint_module.py)."""
 
     column = "loss_contrastive"
     metric_names = ("contrastive_accuracy", "temperature")

@@ -1,1 +1,1 @@
-"""Everything that follows from a configuration, derived once, and the parts that are built from it."""
+"""Costs of a run before it starts: arithmetic, memory, network and time, and what would fit a machine."""

@@ -5,8 +5,8 @@ Shapes: N tokens, D width of the model, M width of the MLP, V visible tokens, T 
 
 from __future__ import annotations
 
+from tgm_scale.assembly.run_plan import RunPlan
 from tgm_scale.models.generator import generator_values
-from tgm_scale.planning.run_plan import RunPlan
 
 
 def activation_bytes(plan: RunPlan, activation_checkpointing: bool) -> float:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from tgm_scale.assembly.objective import needs_captions, pair_bytes
+from tgm_scale.assembly.run_plan import RunPlan, layout_of, plan_pretraining
 from tgm_scale.config.sections import Config, TrainingConfig
 from tgm_scale.planning.footprint import Footprint, footprint, parameters_of
-from tgm_scale.planning.objective import needs_captions, pair_bytes
-from tgm_scale.planning.run_plan import RunPlan, layout_of, plan_pretraining
 from tgm_scale.planning.tower_cost import TowerCost, tower_cost
 from tgm_scale.planning.update_memory import MAX_LIVE
 from tgm_scale.runtime.distributed import ProcessInfo

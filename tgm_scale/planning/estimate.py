@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from tgm_scale.assembly.run_plan import RunPlan
 from tgm_scale.planning.advice import what_would_be_faster, what_would_help
 from tgm_scale.planning.cost import Cost, CostQuery, cost_of
 from tgm_scale.planning.footprint import ROOM, Footprint, footprint
 from tgm_scale.planning.machine import Machine
 from tgm_scale.planning.network import messages_of
-from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.planning.step_time import StepTime, step_time
 
 # clips of 16 frames that a core decodes a second, from videos of 10 s at 640 x 360 with a keyframe every 12 frames;

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tgm_scale.assembly.objective import decodes
 from tgm_scale.config import Config, apply_overrides, from_tree
 from tgm_scale.models.vit import SIZES
 from tgm_scale.planning.cost import Cost, CostQuery, device_bytes, first_of
 from tgm_scale.planning.footprint import footprint
 from tgm_scale.planning.machine import Machine
 from tgm_scale.planning.memory_strategies import MemoryStrategy, candidate_strategies, largest_that_fits
-from tgm_scale.planning.objective import decodes
 from tgm_scale.planning.step_time import step_time
 
 _ENOUGH = 8  # clips of a pass: below it the next memory strategy is tried, since small products leave a GPU idle

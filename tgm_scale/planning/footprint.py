@@ -7,12 +7,12 @@ from functools import cache
 
 import torch
 
+from tgm_scale.assembly.run_plan import RunPlan, Shape
 from tgm_scale.data.loading.to_device import MAX_PENDING
 from tgm_scale.models.generator import generator_parameters
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.sampler import sampler_parameters
 from tgm_scale.planning.activations import activation_bytes
-from tgm_scale.planning.run_plan import RunPlan, Shape
 from tgm_scale.planning.update_memory import MAX_LIVE, PREFETCH, ReductionMemory
 
 # sections of DeepSpeed's JSON for each offload (`all`: optimizer and parameters), and the lowest stage that has it

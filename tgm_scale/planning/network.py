@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tgm_scale.planning.run_plan import RunPlan
+from tgm_scale.assembly.run_plan import RunPlan
 from tgm_scale.planning.update_memory import BUCKET, MAX_LIVE, PREFETCH
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tgm_scale.assembly.run_plan import RunPlan
+from tgm_scale.assembly.tower_sizes import tower_sizes
+from tgm_scale.assembly.towers import online_maps
 from tgm_scale.config.sections import Config
 from tgm_scale.guidance.towers import tower_folder
 from tgm_scale.models.pretraining import block_macs
 from tgm_scale.objectives.term import CAPTIONS
-from tgm_scale.planning.run_plan import RunPlan
-from tgm_scale.planning.tower_sizes import tower_sizes
-from tgm_scale.planning.towers import online_maps
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tgm_scale.planning.run_plan import RunPlan
+from tgm_scale.assembly.run_plan import RunPlan
 
 # DeepSpeed's defaults, in values: a bucket of gradients; at stage 3 gathered weights that may stay, those gathered in
 # one message, and those that Adam works on at once

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
+from tgm_scale.assembly.run_plan import RunPlan
 from tgm_scale.config.sections import TrainingConfig
 from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.video_files import MISSING
 from tgm_scale.engine import extensions
-from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.preflight.task_checks import TaskChecks
 from tgm_scale.runs import environment, run_folder
 from tgm_scale.runtime.distributed import ProcessInfo, refuse_hidden_gpus

@@ -23,6 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tgm_scale.assembly.checks import check
+from tgm_scale.assembly.corpora import open_of_run
+from tgm_scale.assembly.joint_module import MaskSampling
+from tgm_scale.assembly.parts import clip_loader, joint_module, objective
+from tgm_scale.assembly.run_plan import RunPlan, plan_pretraining
+from tgm_scale.assembly.towers import load_towers
+from tgm_scale.assembly.unused import unused_in_finetuning, unused_in_pretraining
 from tgm_scale.checkpoints import checkpoint
 from tgm_scale.config import Config
 from tgm_scale.config.sections import TrainingConfig
@@ -38,14 +45,7 @@ from tgm_scale.finetuning import classifier, setup
 from tgm_scale.finetuning.augment import PairMixer
 from tgm_scale.models.classifier import HeadNorm
 from tgm_scale.objectives.term import CAPTIONS, TARGETS
-from tgm_scale.planning.checks import check
-from tgm_scale.planning.corpora import open_of_run
 from tgm_scale.planning.footprint import footprint
-from tgm_scale.planning.module import MaskSampling
-from tgm_scale.planning.parts import clip_loader, joint_module, objective
-from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
-from tgm_scale.planning.towers import load_towers
-from tgm_scale.planning.unused import unused_in_finetuning, unused_in_pretraining
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.clip_guidance import ClipGuidance
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tgm_scale.assembly.run_plan import shape_of
 from tgm_scale.config import Config
 from tgm_scale.contracts import Problem
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of
@@ -19,7 +20,6 @@ from tgm_scale.data.loading.samples import Samples
 from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.demo.corpus.truth import has_truth
-from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.runtime.progress import Task
 
 _BROKEN_FOR_A_WHOLE = 4  # most samples tried for each clip asked for
@@ -38,7 +38,7 @@ class Clip:
 
 
 def sampling_of(config: Config, needs: set[str], speaks: bool) -> Sampling:
-    """Return the sampling of a run with this configuration (planning.parts.clip_loader), one clip of each sample."""
+    """Return the sampling of a run with this configuration (assembly.parts.clip_loader), one clip of each sample."""
     data = config.data
     return Sampling(
         data.frames,

@@ -10,12 +10,12 @@ from collections import Counter
 
 import torch
 
+from tgm_scale.assembly.corpora import make_synthetic, open_corpora
 from tgm_scale.contracts import Problem
 from tgm_scale.conversion.weights import build
 from tgm_scale.data.access.storage import write_atomically
 from tgm_scale.data.shards.inventory import corpus_inventory, refuse_without_captions
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.planning.corpora import make_synthetic, open_corpora
 from tgm_scale.preview import words
 from tgm_scale.preview.clips import Clip, read_clips, sampling_of
 from tgm_scale.preview.figures import Figures, figures_of

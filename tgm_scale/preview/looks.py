@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tgm_scale.assembly.towers import load_towers
 from tgm_scale.contracts import Mask
 from tgm_scale.guidance.image import SCORERS, memoised
 from tgm_scale.guidance.maps import Relevance
 from tgm_scale.masking.diagnostics import overlap, slot_repeat
 from tgm_scale.masking.recipes import Masker
-from tgm_scale.planning.towers import load_towers
 from tgm_scale.preview.clips import Clip
 from tgm_scale.preview.settings import Settings
 

@@ -8,17 +8,17 @@ import sys
 
 import torch
 
+from tgm_scale.assembly.checks import check_shards
+from tgm_scale.assembly.corpora import open_corpora
+from tgm_scale.assembly.learned_masks import load_learned
+from tgm_scale.assembly.run_plan import plan_pretraining
+from tgm_scale.assembly.towers import load_towers
 from tgm_scale.checkpoints.folders import steps_in
 from tgm_scale.config import Config, checked
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import build
 from tgm_scale.evaluation.watched import drawn
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.planning.checks import check_shards
-from tgm_scale.planning.corpora import open_corpora
-from tgm_scale.planning.learned_masks import load_learned
-from tgm_scale.planning.run_plan import plan_pretraining
-from tgm_scale.planning.towers import load_towers
 from tgm_scale.report.run_view import Reconstruction, RunView
 from tgm_scale.runs import status
 from tgm_scale.runtime.distributed import ProcessInfo

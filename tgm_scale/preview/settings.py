@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tgm_scale import preview
+from tgm_scale.assembly.checks import check_guidance, check_shards
+from tgm_scale.assembly.joint_module import NormaliseBy
+from tgm_scale.assembly.learned_masks import load_learned, needs_checkpoint
+from tgm_scale.assembly.run_plan import Shape, recipe_masker, shape_of
+from tgm_scale.assembly.towers import IMAGE_MAPS, Map, sees_images
 from tgm_scale.config import COMMAND_LINE, Config, all_keys, apply_overrides, checked, read_tree
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.masking.recipes import RECIPES, Masker
-from tgm_scale.planning.checks import check_guidance, check_shards
-from tgm_scale.planning.learned_masks import load_learned, needs_checkpoint
-from tgm_scale.planning.module import NormaliseBy
-from tgm_scale.planning.run_plan import Shape, recipe_masker, shape_of
-from tgm_scale.planning.towers import IMAGE_MAPS, Map, sees_images
 from tgm_scale.runs.compare import NOT_THERE, differing_keys
 from tgm_scale.runtime.files import check_output
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tgm_scale.assembly.towers import Towers, load_towers
 from tgm_scale.config.mistakes import with_current_values
 from tgm_scale.config.sections import GuidanceConfig
 from tgm_scale.contracts import Grid
 from tgm_scale.guidance.image import SCORERS
 from tgm_scale.guidance.towers import check_folder, tower_folder
 from tgm_scale.masking.recipes import Masker, Recipe, build_masker
-from tgm_scale.planning.towers import Towers, load_towers
 from tgm_scale.python.arguments import device_of, existing, told, whole_number
 from tgm_scale.python.video import checked
 from tgm_scale.runtime import seeding

@@ -15,14 +15,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly.objective import weights_of
+from tgm_scale.assembly.run_plan import run_masker
+from tgm_scale.assembly.towers import IMAGE_MAPS
 from tgm_scale.checkpoints import folders
 from tgm_scale.config.sections import Config, GuidanceConfig, Section
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.objectives.term import CAPTIONS
 from tgm_scale.objectives.terms import TERMS, needs_of
-from tgm_scale.planning.objective import weights_of
-from tgm_scale.planning.run_plan import run_masker
-from tgm_scale.planning.towers import IMAGE_MAPS
 from tgm_scale.report.card_text import LICENCE, loading
 from tgm_scale.runs import environment, run_data, run_folder, status
 from tgm_scale.runs.figures import SHARED, shares

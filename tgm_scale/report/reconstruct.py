@@ -13,11 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tgm_scale.assembly.joint_module import NormaliseBy
 from tgm_scale.contracts import Grid, Mask
 from tgm_scale.models.patches import CHANNELS, gather_tokens, patchify, unpatchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.objectives.reconstruction import Statistics, clip_statistics, predicted_pixels
-from tgm_scale.planning.module import NormaliseBy
 
 REACH = 1.0  # in tokens: standard deviation of the Gaussian that weights visible patches by distance
 DROPPED = 127.5  # grey level of tokens that are neither visible nor predicted

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly.objective import needs_captions
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.config import Config, EvaluationConfig, RunSettings, StudyConfig
 from tgm_scale.evaluation import settings
-from tgm_scale.planning.objective import needs_captions
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.study.fitting import refuse_unfit
 

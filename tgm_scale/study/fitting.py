@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from tgm_scale.assembly.run_plan import Shape
 from tgm_scale.conversion.read import encoder_differences, size_in_keys
 from tgm_scale.evaluation.features import refuse_shape
 from tgm_scale.evaluation.run import refuse_reading
 from tgm_scale.evaluation.settings import FinetuneConfig, FrozenConfig, SupervisedConfig
 from tgm_scale.finetuning.setup import check, plan_finetuning
-from tgm_scale.planning.run_plan import Shape
 from tgm_scale.runtime.distributed import ProcessInfo
 
 

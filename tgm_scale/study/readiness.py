@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tgm_scale.assembly.checks import PATTERN, check
+from tgm_scale.assembly.corpora import make_synthetic, open_of_run
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.config import Config
 from tgm_scale.conversion.read import TrainedOn
 from tgm_scale.data.lists.reading import is_list
@@ -17,9 +20,6 @@ from tgm_scale.evaluation.probe import refuse_too_few
 from tgm_scale.evaluation.retrieve import captioned
 from tgm_scale.evaluation.session import PARTS, open_split
 from tgm_scale.finetuning.setup import refuse_share
-from tgm_scale.planning.checks import PATTERN, check
-from tgm_scale.planning.corpora import make_synthetic, open_of_run
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.files import like
 from tgm_scale.study.arms import PRETRAIN, Job, Unit, first_process, pretrainings
 

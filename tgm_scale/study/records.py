@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from tgm_scale.assembly.corpora import corpus_metadata, open_corpora
 from tgm_scale.config import Config, RunSettings, comparable, digest_tree
-from tgm_scale.planning.corpora import corpus_metadata, open_corpora
 from tgm_scale.runs import run_data, run_folder
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tgm_scale.assembly.towers import Towers
 from tgm_scale.contracts import Batch
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.masking.diagnostics import GuidanceMonitor, MotionMonitor, of_another_clip
 from tgm_scale.masking.recipes import Masker
 from tgm_scale.objectives.contrastive import caption_ids
-from tgm_scale.planning.towers import Towers
 from tgm_scale.training.data_digest import clip_hashes
 from tgm_scale.training.device_clock import DeviceClock
 from tgm_scale.training.step import PreparedBatch

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from tgm_scale.assembly.corpora import MADE_BY, inventories
+from tgm_scale.assembly.run_plan import RunPlan
 from tgm_scale.config import DataConfig
 from tgm_scale.data.building.annotations import json_fault
 from tgm_scale.data.lists.text import shown
@@ -17,8 +19,6 @@ from tgm_scale.evaluation.first_look import caption_notes, short_note, side_note
 from tgm_scale.guidance.cache import EXTENSION as MAPS
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.guidance.tower_folder import SMALL_KNOWS, is_small
-from tgm_scale.planning.corpora import MADE_BY, inventories
-from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.terminal import without_secrets
 

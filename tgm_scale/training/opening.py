@@ -6,14 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tgm_scale.assembly import disk
+from tgm_scale.assembly.run_plan import RunPlan
 from tgm_scale.config.sections import TrainingConfig
 from tgm_scale.data.access.patience import Stopped, StoppedWaiting, waits_end_when
 from tgm_scale.data.loading.workers import WorkerDied
 from tgm_scale.engine import build as engine
 from tgm_scale.evaluation.settings import FinetuneConfig
-from tgm_scale.planning import disk
 from tgm_scale.planning.footprint import parameters_of
-from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runs import run_folder
 from tgm_scale.runs.faults import RunStopped
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo

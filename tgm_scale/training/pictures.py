@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from PIL import Image
 
+from tgm_scale.assembly.joint_module import MaskSampling
+from tgm_scale.assembly.run_plan import RunPlan
+from tgm_scale.assembly.towers import Towers
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, Mask
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.evaluation.watched import drawn, watched_clips
-from tgm_scale.planning.module import MaskSampling
-from tgm_scale.planning.run_plan import RunPlan
-from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.training.clip_guidance import ClipGuidance
 from tgm_scale.training.step import PreparedBatch

@@ -13,6 +13,25 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
+from tgm_scale.assembly.checks import check
+from tgm_scale.assembly.corpora import (
+    corpus_metadata,
+    make_synthetic,
+    open_of_run,
+    refuse_one_clip,
+    storage_seconds,
+)
+from tgm_scale.assembly.objective import needs_captions
+from tgm_scale.assembly.parts import (
+    checkpoint_metadata,
+    clip_loader,
+    initialise,
+    joint_module,
+    objective,
+)
+from tgm_scale.assembly.run_plan import RunPlan, plan_pretraining
+from tgm_scale.assembly.towers import load_towers, online_maps
+from tgm_scale.assembly.unused import unused_in_pretraining
 from tgm_scale.config import Config, DataConfig, override
 from tgm_scale.conversion.key_maps import MASKS
 from tgm_scale.data.loading.loader import ClipLoader
@@ -24,25 +43,6 @@ from tgm_scale.evaluation.online import Neighbours
 from tgm_scale.evaluation.session import PARTS, open_split
 from tgm_scale.evaluation.settings import LabelledConfig
 from tgm_scale.objectives.term import CAPTIONS
-from tgm_scale.planning.checks import check
-from tgm_scale.planning.corpora import (
-    corpus_metadata,
-    make_synthetic,
-    open_of_run,
-    refuse_one_clip,
-    storage_seconds,
-)
-from tgm_scale.planning.objective import needs_captions
-from tgm_scale.planning.parts import (
-    checkpoint_metadata,
-    clip_loader,
-    initialise,
-    joint_module,
-    objective,
-)
-from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
-from tgm_scale.planning.towers import load_towers, online_maps
-from tgm_scale.planning.unused import unused_in_pretraining
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training import introduction, prefetch, term_state
 from tgm_scale.training.clip_guidance import ClipGuidance, GuidedBatch

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from tgm_scale.assembly.run_plan import RunPlan
 from tgm_scale.checkpoints.checkpoint import Progress
 from tgm_scale.contracts import Problem
-from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runs.bottleneck import duration
 from tgm_scale.runs.faults import JUDGED_BEFORE
 from tgm_scale.runs.metrics import in_words

@@ -21,11 +21,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tgm_scale.assembly.joint_module import JointOutput, MaskSampling
 from tgm_scale.contracts import Batch, BatchLayout, Mask
 from tgm_scale.engine.build import make_update
 from tgm_scale.objectives.term import MASKS, TARGETS
 from tgm_scale.objectives.terms import Objective, column
-from tgm_scale.planning.module import JointOutput, MaskSampling
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training import data_digest
 from tgm_scale.training.grad_cache import EmbeddedBatch, GradCache

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import nn
 
+from tgm_scale.assembly.run_plan import RunPlan
 from tgm_scale.contracts import Batch
-from tgm_scale.planning.run_plan import RunPlan
 
 Steps = Iterable[tuple[int, list[Batch]]]  # steps made before, and the step's micro batches
 

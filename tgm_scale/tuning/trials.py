@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, Field
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.config import Config
 from tgm_scale.planning.footprint import LOWEST_STAGE, OFFLOADS, SECTIONS, Footprint, footprint
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import ProcessInfo

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from tgm_scale import config as configuration
+from tgm_scale.assembly.checks import check
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.engine.plan import resolve_precision
 from tgm_scale.planning import cards
-from tgm_scale.planning.checks import check
 from tgm_scale.planning.footprint import OFFLOADS, ROOM, footprint
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.files import check_folder, replace_file

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 
+from tgm_scale.assembly.corpora import open_corpora
+from tgm_scale.assembly.parts import clip_loader
+from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.checkpoints import checkpoint, folders
 from tgm_scale.config import load
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.demo.corpus.make import SyntheticSpec, render_clip
 from tgm_scale.guidance.towers import SMALL_TOWERS, load_image_tower, load_text_tower
-from tgm_scale.planning.corpora import open_corpora
-from tgm_scale.planning.parts import clip_loader
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runs.faults import FaultState
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import ProcessInfo

@@ -15,11 +15,11 @@ import torch
 
 from gpu_checks.matrix import tflops
 from gpu_checks.scale import SCALES, Scale
+from tgm_scale.assembly.run_plan import Shape
 from tgm_scale.benchmarks.against import Step, Work, in_turns, own_model, own_step, peer_model, peer_step
 from tgm_scale.contracts import Grid
 from tgm_scale.masking.recipes import build_masker
 from tgm_scale.models.vit import SIZES, ModelOptions
-from tgm_scale.planning.run_plan import Shape
 
 OURS, THEIRS = "ours", "transformers"
 WARM = 2  # turns: the first compiles

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tgm_scale.assembly.towers import Towers
 from tgm_scale.evaluation.masks.relevance import slot_aucs
 from tgm_scale.masking.diagnostics import centre_box
 from tgm_scale.masking.recipes import Masker
-from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime import seeding
 
 SIZES = {"small": (0.0, 0.05), "middle": (0.05, 0.15), "large": (0.15, 1.01)}  # share of the clip's pixels

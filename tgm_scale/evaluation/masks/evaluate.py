@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from tgm_scale.assembly.learned_masks import load_learned, needs_checkpoint
+from tgm_scale.assembly.run_plan import recipe_masker, shape_of
+from tgm_scale.assembly.towers import IMAGE_MAPS, Map, Towers, load_towers, sees_images
 from tgm_scale.config import Config, apply_overrides, from_tree, read_tree
 from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.inventory import LEFT_OUT, Inventory, refuse_above, write_left_out
@@ -31,9 +34,6 @@ from tgm_scale.evaluation.masks.annotated import Annotated, AnnotatedClip, clips
 from tgm_scale.guidance.flow import check_flow
 from tgm_scale.guidance.image import SCORERS
 from tgm_scale.masking.recipes import RECIPES, Masker
-from tgm_scale.planning.learned_masks import load_learned, needs_checkpoint
-from tgm_scale.planning.run_plan import recipe_masker, shape_of
-from tgm_scale.planning.towers import IMAGE_MAPS, Map, Towers, load_towers, sees_images
 from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
 from tgm_scale.runtime.files import check_folder, replace_file
 from tgm_scale.runtime.progress import ProgressBars

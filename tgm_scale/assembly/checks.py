@@ -5,6 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from tgm_scale.assembly.objective import check_objective
+from tgm_scale.assembly.run_plan import RunPlan
+from tgm_scale.assembly.towers import IMAGE_MAPS, online_maps, sees_images
 from tgm_scale.config.data_sections import DataConfig
 from tgm_scale.config.sections import Config, DeepSpeedConfig, GuidanceConfig, LogConfig
 from tgm_scale.guidance.flow import check_flow
@@ -12,9 +15,6 @@ from tgm_scale.guidance.towers import check_folder, tower_folder
 from tgm_scale.masking.recipes import Masker
 from tgm_scale.objectives.term import FEATURES
 from tgm_scale.objectives.terms import TERMS
-from tgm_scale.planning.objective import check_objective
-from tgm_scale.planning.run_plan import RunPlan
-from tgm_scale.planning.towers import IMAGE_MAPS, online_maps, sees_images
 from tgm_scale.runtime.files import like
 
 _FILES = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".tar", ".gz", ".tgz", ".zip", ".mp4", ".webm", ".mkv", ".avi"}

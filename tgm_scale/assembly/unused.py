@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from tgm_scale.assembly.objective import weights_of
+from tgm_scale.assembly.run_plan import RunPlan
+from tgm_scale.assembly.towers import IMAGE_MAPS, online_maps
 from tgm_scale.config.changed import changed, not_used
 from tgm_scale.config.data_sections import ClipsConfig
 from tgm_scale.config.sections import Config, ModelConfig
 from tgm_scale.data.lists.reading import is_list
 from tgm_scale.objectives.term import CAPTIONS, TARGETS
-from tgm_scale.planning.objective import weights_of
-from tgm_scale.planning.run_plan import RunPlan
-from tgm_scale.planning.towers import IMAGE_MAPS, online_maps
 
 _DECODER = ("decoder_depth", "decoder_attention", "decode_ratio")
 _SCORED = {"relevance", "features", "parts"}  # those of IMAGE_MAPS that depend on guidance.scorer

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from tgm_scale.assembly.objective import needs_captions, weights_of
+from tgm_scale.assembly.tower_sizes import tower_sizes
 from tgm_scale.config.sections import (
     Config,
     DeepSpeedConfig,
@@ -29,8 +31,6 @@ from tgm_scale.models.sampler import sampler_macs
 from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.objectives.term import CAPTIONS, FEATURES, TARGETS
 from tgm_scale.objectives.terms import needs_of
-from tgm_scale.planning.objective import needs_captions, weights_of
-from tgm_scale.planning.tower_sizes import tower_sizes
 from tgm_scale.runtime.distributed import ProcessInfo
 
 
@@ -143,7 +143,7 @@ class RunPlan:
 
     @property
     def needs(self) -> set[str]:
-        """Inputs computed for each clip for masker and terms, by the names of planning/towers.py."""
+        """Inputs computed for each clip for masker and terms, by the names of assembly/towers.py."""
         assert self.masker is not None
         return self.masker.needs | (self.terms & {FEATURES})
 

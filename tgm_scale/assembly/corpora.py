@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tgm_scale.assembly.objective import needs_captions
 from tgm_scale.checkpoints import folders
 from tgm_scale.config import Config, DataConfig
 from tgm_scale.config.sections import ObjectiveConfig
@@ -22,7 +23,6 @@ from tgm_scale.data.shards.inventory import (
 )
 from tgm_scale.data.shards.opening import make_names_distinct, open_corpus
 from tgm_scale.data.shards.video_list import VideoListCorpus
-from tgm_scale.planning.objective import needs_captions
 from tgm_scale.runtime.files import making
 
 MADE_BY = "synthetic.json"  # in a synthetic corpus: the data.synthetic that made it

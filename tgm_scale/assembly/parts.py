@@ -10,6 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from tgm_scale.assembly.joint_module import JointModule
+from tgm_scale.assembly.objective import build_objective
+from tgm_scale.assembly.run_plan import RunPlan, Shape, run_masker
+from tgm_scale.assembly.towers import Towers
 from tgm_scale.config.data_sections import DataConfig
 from tgm_scale.config.sections import Config, GuidanceConfig, ModelConfig, RunSettings
 from tgm_scale.conversion.read import read_initial
@@ -26,10 +30,6 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions
 from tgm_scale.objectives.term import CAPTIONS
 from tgm_scale.objectives.terms import Objective
-from tgm_scale.planning.module import JointModule
-from tgm_scale.planning.objective import build_objective
-from tgm_scale.planning.run_plan import RunPlan, Shape, run_masker
-from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.terminal import tree_without_secrets
 
 

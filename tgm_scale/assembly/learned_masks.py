@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tgm_scale.assembly.towers import Map, load_towers
 from tgm_scale.checkpoints.checkpoint import Reader
 from tgm_scale.checkpoints.folders import latest
 from tgm_scale.config.sections import GuidanceConfig
@@ -19,7 +20,6 @@ from tgm_scale.masking.recipes import RECIPES
 from tgm_scale.models.generator import Generator
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.sampler import Sampler
-from tgm_scale.planning.towers import Map, load_towers
 
 
 class LearnedMap:
