@@ -277,5 +277,5 @@ def test_a_finetuning_copies_a_step_ahead_once_its_unlabelled_clips_are_left_out
     task = Finetuning.__new__(Finetuning)
     task.to_device = Recording(torch.device("cpu"))
     task.parts = SimpleNamespace(leave_out_unlabelled=lambda one: order.append("left out"))  # type: ignore[assignment]
-    assert [ready.step for ready in task.ready([(3, [batch(), batch()]), (4, [batch()])])] == [3, 4]
+    assert [ready.step for ready in task.prepare_steps([(3, [batch(), batch()]), (4, [batch()])])] == [3, 4]
     assert order == ["left out", "left out", "copy 3", "left out", "copy 4"]

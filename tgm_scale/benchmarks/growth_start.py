@@ -63,14 +63,14 @@ class _Watched(Pretraining):
         self.looks, self.made = looks, 0
         self.memory: dict[str, Any] = {}
 
-    def module(self, newest: Path | None) -> nn.Module:
-        found = super().module(newest)
+    def build_module(self, newest: Path | None) -> nn.Module:
+        found = super().build_module(newest)
         self.looks("model")
         return found
 
-    def begin(self, engine: Any) -> None:
+    def setup(self, engine: Any) -> None:
         self.looks("engine")
-        super().begin(engine)
+        super().setup(engine)
 
     def step(self, micro: list[PreparedBatch], valid: float, limit: float) -> StepResult:
         if not self.made:

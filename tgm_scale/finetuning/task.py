@@ -37,7 +37,7 @@ from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training import data_digest
 from tgm_scale.training.opening import run
-from tgm_scale.training.task import Ready, StepResult, Steps, Task
+from tgm_scale.training.task import PendingStep, StepResult, Steps, Task
 from tgm_scale.training.trainer import Start
 
 
@@ -62,21 +62,21 @@ class Finetuning(Task):
         self.average: Average | None = None
         self.statistics: BatchStatistics | None = None
 
-    def module(self, newest: Path | None) -> nn.Module:
+    def build_module(self, newest: Path | None) -> nn.Module:
         module, self.positions, self.notes = classifier.initial_model(self.config, self.parts.classes, newest)
         return module
 
-    def groups(self, module: nn.Module) -> list[dict[str, Any]]:
+    def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
         return classifier.layer_groups(module, self.config.optim.weight_decay, self.config.finetune.layer_decay)
 
-    def begin(self, engine: Any) -> None:
+    def setup(self, engine: Any) -> None:
         self.engine = engine
         if decay := self.config.finetune.ema:
             self.average = Average(partial(engine_state.masters, engine), decay, self.folder)
         if self.config.finetune.head_norm == "batch":
             self.statistics = BatchStatistics(engine, self.process.device, self.config.finetune.ema)
 
-    def restored(self, step: int) -> None:
+    def load_extra_state(self, step: int) -> None:
         if self.average is not None:
             self.average.read(step)
         if self.statistics is not None:
@@ -85,9 +85,9 @@ class Finetuning(Task):
     def loader(self, steps: range) -> ClipLoader:
         return setup.loader(self.config, self.parts, steps)
 
-    def ready(self, steps: Steps) -> Iterator[Ready]:
+    def prepare_steps(self, steps: Steps) -> Iterator[PendingStep]:
         for step, batches in self.to_device.ahead(self._labelled(steps)):
-            yield Ready(step, batches, partial(list, batches))
+            yield PendingStep(step, batches, partial(list, batches))
 
     def _labelled(self, steps: Steps) -> Steps:
         """Give unlabelled clips weight 0 before the copy to the device, so that they have weight 0 there, too."""
@@ -153,12 +153,12 @@ class Finetuning(Task):
     def data_metadata(self) -> list[dict[str, Any]]:
         return setup.data_metadata(self.parts)
 
-    def introduce(self, start: int) -> None:
+    def print_start(self, start: int) -> None:
         told = results.interpolation_note(self.positions, self.config.data.frames, self.config.data.size)
         notes = [*self.notes, *(f"positions: {text}" for text in told.values())]
         setup.announce(self.config, self.parts, notes, start)
 
-    def what_next(self) -> str:
+    def closing_message(self) -> str:
         return f"The run is in {self.folder}; it is tested now"
 
     def finish(self) -> None:

@@ -49,7 +49,7 @@ from tgm_scale.training.clip_guidance import ClipGuidance, GuidedBatch
 from tgm_scale.training.opening import run
 from tgm_scale.training.pictures import Pictures
 from tgm_scale.training.step import JointStep, PreparedBatch
-from tgm_scale.training.task import Ready, StepResult, Steps, Task
+from tgm_scale.training.task import PendingStep, StepResult, Steps, Task
 from tgm_scale.training.trainer import Start
 
 
@@ -82,10 +82,10 @@ class Pretraining(Task):
         self.towers = load_towers(config.guidance, plan.needs, self.coupled, process.device)
         self.objective = objective(config, plan.shape, self.towers)
         self.guidance = ClipGuidance(plan.masker, self.towers, ToDevice(process.device))
-        self.measured_every = config.knn.every
-        self.pictured_every = config.log.pictures_every
+        self.evaluate_every = config.knn.every
+        self.visualise_every = config.log.pictures_every
 
-    def module(self, newest: Path | None) -> nn.Module:
+    def build_module(self, newest: Path | None) -> nn.Module:
         config = self.config
         module = joint_module(config, self.plan.shape, self.towers, self.objective)
         if newest is None and (origin := config.train.init_from):
@@ -94,19 +94,19 @@ class Pretraining(Task):
                 print("\n".join([f"weights of {origin}", *notes]), flush=True)
         return module
 
-    def groups(self, module: nn.Module) -> list[dict[str, Any]]:
+    def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """Return parameter groups; a learned mask's parameters may have a learning rate of their own."""
         assert self.plan.masker is not None
         return parameter_groups(module, self.plan.engine.weight_decay, (MASKS, self.plan.masker.recipe.rate))
 
-    def begin(self, engine: Any) -> None:
+    def setup(self, engine: Any) -> None:
         self.engine = engine
         self.joint_step = JointStep(engine, self.process, self.plan.layout, self.objective)
-        self.neighbours = Neighbours(self.config, self.collectives) if self.measured_every else None
+        self.neighbours = Neighbours(self.config, self.collectives) if self.evaluate_every else None
         seen = (self.config, self.plan, self.corpora, self.towers, self.collectives)
-        self.pictures = Pictures(*seen) if self.pictured_every else None
+        self.pictures = Pictures(*seen) if self.visualise_every else None
 
-    def restored(self, step: int) -> None:
+    def load_extra_state(self, step: int) -> None:
         """Restore the state that the objective's terms keep between steps."""
         term_state.read(self.folder, self.objective, step)
 
@@ -117,7 +117,7 @@ class Pretraining(Task):
         config = self.config
         return clip_loader(self.plan, config.data, config.guidance, config.run.seed, self.corpora, steps)
 
-    def ready(self, steps: Steps) -> Iterator[Ready]:
+    def prepare_steps(self, steps: Steps) -> Iterator[PendingStep]:
         """Yield the steps with the frozen models' outputs for their clips."""
         steps = self.guidance.to_device.ahead(steps)
         if self.config.guidance.own_stream:
@@ -125,7 +125,7 @@ class Pretraining(Task):
         else:
             guided_batch = prefetch.without_prefetch(steps, self.guidance.compute)
         for step, batches, computations in guided_batch:
-            yield Ready(step, batches, partial(self._prepared, step, computations))
+            yield PendingStep(step, batches, partial(self._prepared, step, computations))
 
     def _prepared(self, step: int, computations: list[Callable[[], GuidedBatch]]) -> list[PreparedBatch]:
         assert self.plan.steps is not None
@@ -141,7 +141,7 @@ class Pretraining(Task):
     def data_metadata(self) -> list[dict[str, Any]]:
         return corpus_metadata(self.corpora)
 
-    def introduce(self, start: int) -> None:
+    def print_start(self, start: int) -> None:
         assert self.plan.masker is not None
         relevance, cached = "relevance" in self.plan.masker.needs, self.config.guidance.cached
         introduction.introduce(self.folder, self.corpora, self.plan, scored_anew=relevance and not cached)
@@ -159,7 +159,7 @@ class Pretraining(Task):
             print(line, flush=True)
         introduction.announce(self.folder, self.plan, self.objective.weights, self.samples, start)
 
-    def what_next(self) -> str:
+    def closing_message(self) -> str:
         how = "knn" if probe.too_few(2, len(self.corpora[0])) else "probe"
         of_run = _words(("run.dir", f"{self.folder}-{how}"), ("encoder.checkpoint", self.folder))
         labelled = _labelled_data(self.config.data, self.corpora[0])
@@ -176,12 +176,12 @@ class Pretraining(Task):
         self.guidance.warn_once()
         return found
 
-    def measure(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """Return the accuracy of nearest neighbours on a small labelled set."""
         assert self.neighbours is not None
         return self.neighbours(self.engine.module.model)
 
-    def picture(self) -> Image.Image:
+    def visualise(self) -> Image.Image:
         """Draw masks and reconstructions of a fixed few clips."""
         assert self.pictures is not None
         return self.pictures(self.engine.module)

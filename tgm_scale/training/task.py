@@ -37,7 +37,7 @@ class StepResult:
         return self.loss is not None and self.refusal is None
 
 
-class Ready(NamedTuple):
+class PendingStep(NamedTuple):
     """A step whose clips are loaded."""
 
     step: int  # steps made before
@@ -49,22 +49,22 @@ class Task(ABC):
     """A task of the trainer. All ranks call each method together, except those marked "main process only"."""
 
     plan: RunPlan  # with its steps
-    measured_every: int | None = None  # steps from one `measure` to the next
-    pictured_every: int | None = None  # steps from one `picture` to the next
+    evaluate_every: int | None = None  # steps from one `evaluate` to the next
+    visualise_every: int | None = None  # steps from one `visualise` to the next
 
     @abstractmethod
-    def module(self, newest: Path | None) -> nn.Module:
+    def build_module(self, newest: Path | None) -> nn.Module:
         """Return the module to train, with first weights. newest: the checkpoint restored next; None in a new run."""
 
-    def groups(self, module: nn.Module) -> list[dict[str, Any]] | None:
+    def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]] | None:
         """Return groups of parameters, as `build_engine` takes them; None: the engine's default."""
         return None
 
     @abstractmethod
-    def begin(self, engine: Any) -> None:
+    def setup(self, engine: Any) -> None:
         """Receive the engine once it exists, with the weights that this start resumes from."""
 
-    def restored(self, step: int) -> None:  # noqa: B027 - nothing by default
+    def load_extra_state(self, step: int) -> None:  # noqa: B027 - nothing by default
         """Restore what is stored beside a step's checkpoint, which the engine was set to (at a start, or by a
         rollback)."""
 
@@ -73,7 +73,7 @@ class Task(ABC):
         """Return this rank's batches of these steps."""
 
     @abstractmethod
-    def ready(self, steps: Steps) -> Iterator[Ready]:
+    def prepare_steps(self, steps: Steps) -> Iterator[PendingStep]:
         """Yield these steps of `loader`, from which the skip list is left out already, with the work prepared ahead of
         each. Clips that the task cannot use get weight 0 here, and are named."""
 
@@ -96,11 +96,11 @@ class Task(ABC):
         """Return the content of RUN/data.json. Main process only."""
 
     @abstractmethod
-    def introduce(self, start: int) -> None:
+    def print_start(self, start: int) -> None:
         """Print what the run reads, and what it will do from step `start` on. Main process only."""
 
     @abstractmethod
-    def what_next(self) -> str:
+    def closing_message(self) -> str:
         """Return the text, printed at the end, on what comes after the training. Main process only."""
 
     def guidance_seconds(self) -> float:
@@ -111,12 +111,12 @@ class Task(ABC):
         """Return metrics of this process's clips since the last call, for metrics.jsonl. Main process only."""
         return {}
 
-    def measure(self) -> dict[str, float]:
-        """Return the measurements made every `measured_every` steps, for metrics.jsonl."""
+    def evaluate(self) -> dict[str, float]:
+        """Return the measurements made every `evaluate_every` steps, for metrics.jsonl."""
         return {}
 
-    def picture(self) -> Image.Image | None:
-        """Return the picture drawn every `pictured_every` steps; the main process's is kept."""
+    def visualise(self) -> Image.Image | None:
+        """Return the picture drawn every `visualise_every` steps; the main process's is kept."""
         return None
 
     def finish(self) -> None:  # noqa: B027 - nothing by default

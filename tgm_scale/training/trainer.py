@@ -32,7 +32,7 @@ from tgm_scale.training.guard import Guard
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
 from tgm_scale.training.profiling import Profiler, refuse_beyond
 from tgm_scale.training.reporting import Reporter, Times, concluded, count_problems
-from tgm_scale.training.task import Ready, StepResult, Task
+from tgm_scale.training.task import PendingStep, StepResult, Task
 from tgm_scale.training.watchdog import ASIDE, Watchdog
 
 
@@ -69,13 +69,13 @@ class Trainer:
         self.checkpoints = self.folder / "checkpoints"
         self.saver = Saver(self.checkpoints, retention, process, self.collectives)
         resume = Resume(self.folder, self.collectives)
-        module = task.module(resume.newest)
+        module = task.build_module(resume.newest)
         if config.model.compile:
             compile_blocks(module)
         free = max(1, own_cores() - config.data.workers)
-        self.engine = engine.build_engine(module, plan.engine, process.device, task.groups(module), free)
+        self.engine = engine.build_engine(module, plan.engine, process.device, task.parameter_groups(module), free)
         self.progress = resume.restore(self.engine)
-        task.begin(self.engine)
+        task.setup(self.engine)
         self.guard = Guard(config.faults, self.folder, self.collectives)
         self.reporter = Reporter(plan)
         self.profiler = Profiler(config.profile, self.folder, process)
@@ -84,7 +84,7 @@ class Trainer:
         self._restore_task()
         if process.is_main:
             run_folder.write_start(self.folder, config, task.data_metadata(), plan.facts(), self.progress.step)
-            task.introduce(self.progress.step)
+            task.print_start(self.progress.step)
 
     def train(self) -> int:
         """Make the remaining steps. Returns the exit code."""
@@ -96,7 +96,10 @@ class Trainer:
             self.watchdog.at(self.progress.step, ASIDE)  # sending what is queued may take a while
         if self.process.is_main and not code:
             made, seconds = self.progress.step - first, time.monotonic() - began
-            print(f"{concluded(made, seconds, self.last, self.progress.updates)}. {self.task.what_next()}", flush=True)
+            print(
+                f"{concluded(made, seconds, self.last, self.progress.updates)}. {self.task.closing_message()}",
+                flush=True,
+            )
         return code
 
     def _train_until_rollback(self) -> int | None:
@@ -116,7 +119,7 @@ class Trainer:
         self._turn_trace()
         self._begin_phase(first, "data")
         began = asked = time.perf_counter()
-        for ready, death in until_death(self._ready(), Ready(first, [], list)):
+        for ready, death in until_death(self._ready(), PendingStep(first, [], list)):
             loaded = time.perf_counter()
             self._begin_phase(ready.step, "guidance")
             micro = ready.prepare()
@@ -136,9 +139,9 @@ class Trainer:
             guiding = self.task.guidance_seconds()
             self.watchdog.book(guiding if self.process.device.type == "cuda" else 0.0, "guidance", "update")
             ended = time.perf_counter()
-            measured = self.task.measure() if self._due(self.task.measured_every) else {}
+            measured = self.task.evaluate() if self._due(self.task.evaluate_every) else {}
             self._log_step(line, result, Times(ended - began, loaded - asked, guiding), learning_rate, measured)
-            if pictured := self._due(self.task.pictured_every):
+            if pictured := self._due(self.task.visualise_every):
                 self._draw()
             began = time.perf_counter() if measured or pictured else ended
             if self.guard.note(progress, result, ready.batches):
@@ -170,13 +173,13 @@ class Trainer:
         self.watchdog.at(made, ASIDE)
         return self.profiler.turn(made + 1)
 
-    def _ready(self) -> Iterator[Ready]:
+    def _ready(self) -> Iterator[PendingStep]:
         """Return the remaining steps, without the samples on the skip list."""
         loader = self.task.loader(range(self.progress.step, self.steps))
-        return self.task.ready(self.guard.without_skipped(loader))
+        return self.task.prepare_steps(self.guard.without_skipped(loader))
 
     def _synchronise(
-        self, ready: Ready, broken: int, death: WorkerDied | StoppedWaiting | None, first: int
+        self, ready: PendingStep, broken: int, death: WorkerDied | StoppedWaiting | None, first: int
     ) -> _Synchronised:
         """Exchange what each rank has met. Where a data worker died, all ranks save and end alike. Collective."""
         valid = sum(float(batch.weight.sum()) for batch in ready.batches)
@@ -217,7 +220,7 @@ class Trainer:
         return True
 
     def _draw(self) -> None:
-        picture = self.task.picture()
+        picture = self.task.visualise()
         if self.metrics is not None and picture is not None:
             self.metrics.picture(self.progress.step, picture)
 
@@ -269,7 +272,7 @@ class Trainer:
     def _restore_task(self) -> None:
         """Restore the task and the guard from the checkpoint that the engine was set to, if any."""
         if self.progress.step:
-            self.task.restored(self.progress.step)
+            self.task.load_extra_state(self.progress.step)
         self.guard.begin(self.progress)
 
     def _roll_back(self) -> None:
