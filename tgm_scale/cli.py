@@ -1,4 +1,4 @@
-"""The one console command. What a command needs is imported when it runs, so `--help` is instant."""
+"""The console command. A command's imports happen when it runs, so `--help` is instant."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _HELP = ("-h", "--help", "help")
 
 
 def entry(words: str = "", program: str = "") -> None:
-    """The console command: `main`, then the end of the process.
+    """Run `main` and end the process.
 
-    words, program: the command and the name of a file that calls it."""
+    words, program: the command, and the name of the file that calls it."""
     ignore_output_errors()
     conduct.leave(main([*words.split(), *sys.argv[1:]], program))
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
-    """Run a command. Exit code 2 and one message for a user's mistake.
+    """Run a command. Return its exit code: 2, with one message, for a user's mistake.
 
-    program: the name of the file by which the command was called, for its messages, where that is not tgm-scale."""
+    program: name of the calling file for its messages, where that is not tgm-scale."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["help"]:
         given = [*given[1:], "--help"]
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
 
 
 def _tell(given: Sequence[str]) -> int:
-    """Help, the version, or which commands were nearest to what names none."""
+    """Print help, the version, or the commands nearest to an unknown one. Return the exit code."""
     first, second = [*given, "", ""][:2]
     if first in _HELP:
         print(f"{_USAGE}\n\nText-guided masked video pretraining at scale.\n\n{table.described()}")

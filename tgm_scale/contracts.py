@@ -1,4 +1,4 @@
-"""What the wings hand to one another: a clip's grid of tokens, a batch of clips, a mask.
+"""Data types that the subpackages share: a clip's grid of tokens, a batch of clips, a mask.
 
 Shapes: B clips, T frames, H W pixels, V visible tokens, M target tokens; a grid has S slots (of `tubelet` frames),
 R rows and C columns. Tokens are numbered slot by slot, row by row: index = (slot * rows + row) * columns + column.
@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:  # commands that see no tensor do without torch, which takes 2 seconds of a core to import
+if TYPE_CHECKING:  # commands without tensors do without torch, whose import takes 2 seconds of a core
     import torch
     from torch import Tensor
 
 
 Told = TypeVar("Told")
 
-# of a clip, and its views of a video: above every one in use, and below what ends a process for its memory
+# limits of a clip and of the views per video: above all in use, and below what ends a process for its memory
 MAX_FRAMES, MAX_SIDE, MAX_STRIDE, MAX_VIEWS = 4096, 4096, 10**6, 1000
 STANDARD_MEAN, STANDARD_DEVIATION = 116, 57  # of 255, about ImageNet's: of a clip's pixels with data.standardise
 WEEK = 7 * 24 * 3600.0  # seconds: the longest that anything waits
@@ -41,9 +41,9 @@ class Grid:
 
     @classmethod
     def of(cls, frames: int, size: int, tubelet: int, patch: int) -> Grid:
-        """Grid of a clip of `frames` frames of `size` x `size` pixels.
+        """Return the grid of a clip of `frames` frames of `size` x `size` pixels.
 
-        Raises ValueError where a side does not divide."""
+        Raises ValueError where the frames or the size do not divide."""
         if frames % tubelet:
             raise ValueError(f"data.frames={frames} is not a multiple of the model's tubelet of {tubelet} frames")
         if size % patch:
@@ -52,17 +52,17 @@ class Grid:
 
 
 def share_of(tokens: int, share: float) -> int:
-    """Rounded down. The margin undoes binary fractions: 0.29 * 100 is 28.999999999999996."""
+    """Return that share of the tokens, rounded down, with a margin: 0.29 * 100 is 28.999999999999996 in binary."""
     return int(share * tokens + 1e-9 * tokens)
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How the clips of a global batch fall to ranks and accumulation micro steps. Raises ValueError where they do not
-    divide."""
+    """Distribution of a global batch over ranks and gradient accumulation steps. Raises ValueError where the clips do
+    not divide."""
 
     global_batch: int
-    micro_batch: int  # of one rank in one micro step
+    micro_batch: int  # clips per rank and accumulation step
     rank: int = 0
     world_size: int = 1
 
@@ -83,18 +83,19 @@ class BatchLayout:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a sample holds its place with weight 0: `reason` is a short fixed word that is counted, `detail` is free."""
+    """Reason why a sample keeps its place with weight 0: `reason` is a fixed short word to count, `detail` is free
+    text."""
 
     key: str
     reason: str
     detail: str = ""
 
 
-NOTICES = ("duplicate_member", "duplicate_row", "bad_caption", "bad_label")  # about samples that are used all the same
+NOTICES = ("duplicate_member", "duplicate_row", "bad_caption", "bad_label")  # of samples that are used nevertheless
 
 
 def lost_and_noted(by_reason: Mapping[str, Told]) -> tuple[dict[str, Told], dict[str, Told]]:
-    """What is told of each reason, of samples that are lost and of those that are used all the same (`NOTICES`)."""
+    """Split a mapping by reason into reasons for lost samples and those of samples used nevertheless (`NOTICES`)."""
     noted = {reason: of for reason, of in by_reason.items() if reason in NOTICES}
     return {reason: of for reason, of in by_reason.items() if reason not in noted}, noted
 
@@ -121,7 +122,7 @@ class Batch:
         return len(self.keys)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The same batch with each of its tensors as `change` gives it."""
+        """Return the same batch with `change` applied to each tensor."""
         from torch import Tensor
 
         changed: dict[str, Any] = {
@@ -130,14 +131,14 @@ class Batch:
         return replace(self, **changed)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on `device`. The host waits for the copies: see `data.to_device` for a way
-        without."""
+        """Return the same batch with its tensors on `device`. The host waits for the copies; `data.to_device` does not
+        wait."""
         return self.map(lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Which tokens the encoder sees and which the decoder reconstructs.
+    """Tokens that the encoder sees, and tokens that the decoder reconstructs.
 
     Indices ascend in each row and are disjoint; a token in neither is dropped (`visible_ratio`, `decode_ratio`). The
     counts are fixed by the configuration, so every batch is dense and every shape static."""

@@ -1,4 +1,4 @@
-"""`tgm-scale benchmark`, by the name of this file."""
+"""Script form of `tgm-scale benchmark`."""
 
 from tgm_scale.cli import entry
 

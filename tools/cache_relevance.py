@@ -1,4 +1,4 @@
-"""`tgm-scale shards cache`, by the name of this file."""
+"""Script form of `tgm-scale shards cache`."""
 
 from tgm_scale.cli import entry
 

@@ -1,4 +1,4 @@
-"""`tgm-scale shards caption`, by the name of this file."""
+"""Script form of `tgm-scale shards caption`."""
 
 from tgm_scale.cli import entry
 

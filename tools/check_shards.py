@@ -1,4 +1,4 @@
-"""`tgm-scale shards check`, by the name of this file."""
+"""Script form of `tgm-scale shards check`."""
 
 from tgm_scale.cli import entry
 

@@ -1,4 +1,4 @@
-"""`tgm-scale convert`, by the name of this file."""
+"""Script form of `tgm-scale convert`."""
 
 from tgm_scale.cli import entry
 

@@ -60,7 +60,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 class _Ledger:
-    """What is done: the figures and seconds of each stage, kept in the demo's folder."""
+    """Finished stages, with figures and seconds of each, kept in the demo's folder."""
 
     def __init__(self, plan: Plan, config: str):
         self.file = plan.folder / "stages.json"

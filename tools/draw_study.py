@@ -40,7 +40,7 @@ _30, which are drawn over their data.share. A dot is the mean over seeds, a bar 
 _HERE = ProcessInfo(0, 1, 0, torch.device("cpu"))
 _COLOURS = ("#2a6fdb", "#e0662b", "#3d9a50", "#8a63d2", "#b5489b", "#0e8794", "#c9a227", "#6b7280")
 _UNTRAINED = "#111827"
-Spreads = dict[str, dict[str, Any]]  # of an evaluation's figure, by arm
+Spreads = dict[str, dict[str, Any]]  # spread of an evaluation's figure, by arm
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,20 +81,20 @@ def _spreads(evaluation: dict[str, Any]) -> Spreads:
 
 
 def _costs(found: list[Unit], spreads: dict[str, Spreads]) -> dict[str, Callable[[Axes], None]]:
-    """What draws a panel, by the evaluation."""
+    """Return a drawing function per evaluation."""
     costs = {unit.arm.name: cost for unit in found if (cost := _giga(unit)) is not None}
     return {name: partial(_against_cost, of, costs) for name, of in spreads.items() if of.keys() & costs.keys()}
 
 
 def _giga(unit: Unit) -> float | None:
-    """Multiply-accumulates of a clip, in 1e9; None for untrained weights."""
+    """Return the multiply-accumulates per clip, in 1e9; None for untrained weights."""
     origin = next((job.origin for job in unit.jobs if job.origin is not None), None)
     return None if origin is None else plan_pretraining(origin, _HERE).macs_per_clip / 1e9
 
 
 def _against_cost(spreads: Spreads, costs: dict[str, float], axis: Axes) -> None:
     axis.set_xlabel("1e9 multiply-accumulates of a clip's forward pass")
-    beside = 0.01 * max(costs.values())  # of dots at the same cost
+    beside = 0.01 * max(costs.values())  # shift of dots with the same cost
     at: list[float] = []
     for number, (arm, spread) in enumerate(spreads.items()):
         mean, deviation, colour = spread["mean"], spread["deviation"] or 0.0, _COLOURS[number % len(_COLOURS)]
@@ -109,8 +109,8 @@ def _against_cost(spreads: Spreads, costs: dict[str, float], axis: Axes) -> None
 
 
 def _labels(found: list[Unit], spreads: dict[str, Spreads]) -> dict[str, Callable[[Axes], None]]:
-    """What draws a panel, by the name that its evaluations share: of one command, of which each has another share.
-    Raises ValueError where two have the same."""
+    """Return a drawing function per common name of evaluations of one command that differ in their share of labels.
+    Raises ValueError where two have the same share."""
     jobs = {job.what: job for unit in found for job in unit.jobs if job.what != PRETRAIN}
     curves: defaultdict[tuple[str, str], list[tuple[float, str]]] = defaultdict(list)
     for name in spreads:
@@ -139,7 +139,7 @@ def _over_labels(curve: dict[float, Spreads], axis: Axes) -> None:
     arms = list(dict.fromkeys(arm for spreads in curve.values() for arm in spreads))
     for number, arm in enumerate(arms):
         shares = sorted(share for share in curve if arm in curve[share])
-        beside = [share * 1.02 ** (number - len(arms) / 2) for share in shares]  # bars would lie on one another
+        beside = [share * 1.02 ** (number - len(arms) / 2) for share in shares]  # else the bars would overlap
         of = [curve[share][arm] for share in shares]
         means, deviations = [one["mean"] for one in of], [one["deviation"] or 0.0 for one in of]
         colour = _UNTRAINED if arm == UNTRAINED else _COLOURS[number % len(_COLOURS)]
@@ -148,7 +148,7 @@ def _over_labels(curve: dict[float, Spreads], axis: Axes) -> None:
 
 def _png(panels: dict[str, Callable[[Axes], None]], figures: dict[str, str]) -> bytes:
     figure = Figure(figsize=(6.4 * len(panels), 4.4), layout="constrained")
-    FigureCanvasAgg(figure)  # no window system is asked for
+    FigureCanvasAgg(figure)  # needs no window system
     for axis, (name, draw) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         axis.set_title(name, fontsize=11, loc="left")
         axis.set_ylabel(figures[name])
@@ -159,7 +159,7 @@ def _png(panels: dict[str, Callable[[Axes], None]], figures: dict[str, str]) -> 
     return stream.getvalue()
 
 
-_WAYS = {  # what draws them, and why there may be nothing to draw
+_WAYS = {  # drawing function, and the reason if there is nothing to draw
     "cost": (_costs, "no pretraining has been evaluated"),
     "labels": (_labels, "no two evaluations differ in data.share"),
 }

@@ -1,4 +1,4 @@
-"""`tgm-scale masks evaluate`, by the name of this file."""
+"""Script form of `tgm-scale masks evaluate`."""
 
 from tgm_scale.cli import entry
 

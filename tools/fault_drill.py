@@ -31,9 +31,9 @@ is written. As srun --wait=30 does, survivors that do not end by themselves are 
 drill's metrics must equal those of DIR/undisturbed to the last bit, every step once and with the same clips.
 DIR/kills.jsonl names each kill; stopped, the same command resumes. Exit code: 0 equal, 1 not, 2 a mistake."""
 
-EVERY = 3  # steps from checkpoint to checkpoint
+EVERY = 3  # steps between checkpoints
 FIRST_STEPS, STEPS_A_KILL = 20, 6  # of the run, so that it does not end before its last kill
-SURVIVORS_MAY_TAKE = 30.0  # seconds; as slurm/launch.sh has it. Those that wait for a lost rank 0 at the start need it
+SURVIVORS_MAY_TAKE = 30.0  # seconds, as in slurm/launch.sh; survivors that wait at the start for a lost rank 0 need it
 MOMENTS = {"while starting": 1, "between steps": 5, "while a checkpoint is written": 4}
 VICTIMS = {"rank 0": slice(1), "the last rank": slice(-1, None), "all ranks": slice(None)}
 WAIT = 600.0  # seconds for a moment to come
@@ -62,11 +62,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 class Failed(RuntimeError):
-    """The run did not do what it must."""
+    """The run did not behave as it must."""
 
 
 def wait_for_survivors(life: LocalRun) -> bool:
-    """Whether all end by themselves; those that do not are killed."""
+    """Return whether all ranks end by themselves; those that do not are killed."""
     end = time.monotonic() + SURVIVORS_MAY_TAKE
     while life.running():
         if time.monotonic() > end:
@@ -129,7 +129,7 @@ class Drill:
         return rows[-1]["step"] if rows else 0
 
     def _kill_once(self, number: int) -> None:
-        """One start that ends by SIGKILL, and what it met."""
+        """Start once, end it by SIGKILL, and record the circumstances."""
         draw = random.Random(f"{self.seed} {number}")
         moment = draw.choices(list(MOMENTS), list(MOMENTS.values()))[0]
         victim = draw.choice(list(VICTIMS))
@@ -160,16 +160,17 @@ class Drill:
             stream.write(json.dumps(row) + "\n")
 
     def _in_writing(self, life: LocalRun) -> list[str]:
-        """The checkpoints that this start is writing; what earlier ones left behind is older."""
+        """Return the checkpoints that this start is writing; leftovers of earlier ones are older."""
         found = []
         for folder in (self.run_dir / "checkpoints").glob(".writing-*"):
-            with contextlib.suppress(FileNotFoundError):  # it may get its name meanwhile
+            with contextlib.suppress(FileNotFoundError):  # it may be renamed meanwhile
                 if folder.stat().st_mtime > life.began:
                     found.append(folder.name)
         return found
 
     def _step_counter(self, count: int) -> Callable[[], bool]:
-        """Whether this start has made `count` steps. It begins by cutting the metrics to its checkpoint."""
+        """Return a check whether this start has made `count` steps. It begins by cutting the metrics to its
+        checkpoint."""
         starts = self.run_dir / "environment.jsonl"
         lines = len(starts.read_text(encoding="utf-8").splitlines()) if starts.is_file() else 0
 

@@ -26,7 +26,7 @@ from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.processes import unwinding
 from tgm_scale.runtime.progress import clock
 
-LOOK_SECONDS = 300.0  # for a look at the GPUs: torch's import and a first context take up to a minute
+LOOK_SECONDS = 300.0  # for a check of the GPUs: torch's import and a first context take up to a minute
 EXAMPLES = """examples:
   python tools/gpu.py                                  all that fits in 10 minutes of one H100
   python tools/gpu.py --minutes 30 --skip demo
@@ -94,7 +94,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _look_at_gpus() -> dict[str, Any]:
-    """Raises ValueError where none can be used; says so where others use one."""
+    """Return facts on the GPUs. Raises ValueError where none is usable; warns where others use one."""
     command_line = [sys.executable, "-m", "gpu_checks.card", "--json", "/dev/stdout"]
     process = subprocess.Popen(
         command_line, cwd=ROOT / "tools", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -102,7 +102,7 @@ def _look_at_gpus() -> dict[str, Any]:
     try:
         told, complaints = process.communicate(timeout=LOOK_SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()  # and not waited for: where the driver hangs it may never end
+        process.kill()  # without waiting for it: where the driver hangs it may never end
         raise ValueError(
             f"no GPU can be used: looking at the GPU took longer than {LOOK_SECONDS:g} s, so its driver may hang "
             f"(does nvidia-smi answer?); {card.CPU_INSTEAD}"

@@ -1,4 +1,4 @@
-"""`tgm-scale shards make`, by the name of this file."""
+"""Script form of `tgm-scale shards make`."""
 
 from tgm_scale.cli import entry
 

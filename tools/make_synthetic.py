@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus  # late: torch takes seconds that --help need not
+    from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus  # late: --help does without torch
 
     began = time.monotonic()
     spec = SyntheticSpec(**{field.name: getattr(options, field.name) for field in fields(SyntheticSpec)})

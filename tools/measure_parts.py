@@ -32,7 +32,8 @@ COLUMNS = ("purity", "shuffled", "precision", "recall")
 
 
 def shown(truth: Truth, grid: Grid) -> Tensor:
-    """What each token shows: int64 [N], 0 for the background, 1 for the named object, then the distractors."""
+    """Return the content of each token: int64 [N], 0 for the background, 1 for the named object, then the
+    distractors."""
     label_N = torch.zeros(grid.tokens, dtype=torch.int64)
     for number, one in reversed(list(enumerate(truth.objects, start=1))):
         label_N[torch.from_numpy(object_tokens(one.visible, grid)).flatten()] = number
@@ -40,14 +41,14 @@ def shown(truth: Truth, grid: Grid) -> Tensor:
 
 
 def purity(part_N: Tensor, shown_N: Tensor) -> float:
-    """Share of the tokens that are what most of their part is."""
+    """Return the share of tokens whose content is the commonest of their part."""
     kinds = int(shown_N.max()) + 1
     counts_PK = torch.bincount(part_N * kinds + shown_N, minlength=PARTS * kinds).view(PARTS, kinds)
     return float(counts_PK.amax(1).sum() / len(part_N))
 
 
 def judged(part_N: Tensor, shown_N: Tensor, seed: int) -> tuple[float, ...]:
-    """A number for each of COLUMNS."""
+    """Return a number for each of COLUMNS."""
     order_N = seeding.bits(torch.tensor([seed]), len(part_N), "shuffled parts")[0].argsort()
     is_object_N = shown_N == 1
     held_P = torch.bincount(part_N[is_object_N], minlength=PARTS)

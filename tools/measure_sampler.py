@@ -38,7 +38,7 @@ EXAMPLES = """examples:
 
 
 def clip_of(index: int, spec: SyntheticSpec, frames: int, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Its first frames, uint8 [1, 3, T, H, W], and the tokens of any object, bool [S, R, C]."""
+    """Return a clip's first frames, uint8 [1, 3, T, H, W], and the tokens of any object, bool [S, R, C]."""
     clip = render_clip(index, spec)
     video = decode_clip(encode_video(clip.frames, spec.fps), frames, 1, 0.0).video
     objects = [object_tokens(one.visible[:frames], grid) for one in clip.truth.objects]
@@ -46,12 +46,12 @@ def clip_of(index: int, spec: SyntheticSpec, frames: int, grid: Grid) -> tuple[T
 
 
 def mean_attention(heads: Map, grid: Grid, video_BCTHW: Tensor) -> Tensor:
-    """Where an automae's logits begin, float32 [B, S, R, C]."""
+    """Return the attention from which an automae's logits are made, float32 [B, S, R, C]."""
     return heads(video_BCTHW, grid).mean(dim=1)
 
 
 def auc(look: Callable[[Tensor], Tensor], clips: list[tuple[Tensor, Tensor]]) -> str:
-    """The mean over the clips, with its interval."""
+    """Return the mean AUC over the clips, with its interval."""
     aucs = [slot_aucs(look(video)[0], truth_SRC) for video, truth_SRC in clips]
     found = paired_interval(torch.tensor([[float(np.mean(of_clip)) for of_clip in aucs if of_clip]]))
     return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"

@@ -30,7 +30,7 @@ from tgm_scale.training.clip_guidance import ClipGuidance
 
 EXAMPLES = """examples:
   OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= python tools/measure_terms.py     # about a minute of a core"""
-# recipe, and the term beside pixels
+# recipe, and the term added to pixels
 VARIANTS = [("tube", name) for name in TERMS if MASKS not in TERMS[name].needs]
 VARIANTS += [("text_guided", "pixels"), ("text_guided", "predict"), ("adamae", "policy")]
 VARIANTS += [("attention", "pixels"), ("automae", "adversary")]
@@ -38,7 +38,7 @@ BASES = {"adamae": "tube", "automae": "attention"}  # the recipe that a learned 
 
 
 def step_of(data: Path, recipe: str, term: str) -> Callable[[], None]:
-    """One pass over eight clips, forward and backward."""
+    """Return a pass over eight clips, forward and backward."""
     terms = "{" + ", ".join(f"{name}: 1" for name in dict.fromkeys(("pixels", term))) + "}"
     given = [f"objective.terms={terms}", f"masking.recipe={recipe}", f"data.shards={data}", "data.synthetic.clips=8"]
     config, process = configuration.load("debug", given), find_process()

@@ -1,4 +1,4 @@
-"""`tgm-scale plan`, by the name of this file."""
+"""Script form of `tgm-scale plan`."""
 
 from tgm_scale.cli import entry
 

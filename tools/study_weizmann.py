@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 class Study:
-    """The stages of the study, each from files to files."""
+    """Stages of the study, each from files to files."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.folder = options, options.dir
@@ -79,7 +79,7 @@ class Study:
         self.data = {name: self.folder / "data" / name for name in ("train", "test", "synthetic")}
 
     def make_corpora(self) -> None:
-        """The two halves as labelled shards, and synthetic clips. Raises ValueError for a folder without labels."""
+        """Write both splits as labelled shards, and synthetic clips. Raises ValueError for a folder without labels."""
         table = self.options.videos / "labels.csv"
         if not table.is_file():
             raise ValueError(f"--videos {self.options.videos}: no labels.csv in it")
@@ -112,7 +112,7 @@ class Study:
                 task.advance()
 
     def judge_frozen(self, bars: ProgressBars) -> dict[str, Any]:
-        """kNN and linear probe of every run, beside random initialisation of the same seeds."""
+        """Return kNN and linear probe of every run, compared with random initialisation of the same seeds."""
         train, test = (open_corpus(str(self.data[split])) for split in ("train", "test"))
         task: Task = bars.task("clips through all encoders", len(train) + len(test))
         variants = {variant: [self.run(variant, seed) for seed in self.seeds] for variant in VARIANTS}
@@ -130,7 +130,8 @@ class Study:
         }
 
     def finetune(self, bars: ProgressBars) -> dict[str, Any]:
-        """Every run finetuned, and training from scratch with the same seeds and steps."""
+        """Return accuracies and gains of finetuning every run, and of training from scratch with the same seeds and
+        steps."""
         origins = [SCRATCH, LONGER, *VARIANTS]
         task = bars.task("finetuning runs", len(origins) * len(self.seeds))
         steps = self.options.finetune_steps or load_finetune(FINETUNING, []).train.steps
@@ -167,7 +168,7 @@ def _of_run(folder: Path, seed: int) -> list[str]:
 
 
 def _start(command: str, config: str, folder: Path, overrides: list[str]) -> None:
-    """Run it to its end, or resume it. Raises ValueError with the end of its output where it fails."""
+    """Run a command to its end, or resume it. Raises ValueError with the end of its output where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     line = [sys.executable, "-m", "tgm_scale", command, "--config", config, *overrides]
     with (folder / "output.log").open("a", encoding="utf-8") as log:
@@ -178,7 +179,7 @@ def _start(command: str, config: str, folder: Path, overrides: list[str]) -> Non
 
 
 def tables(summary: dict[str, Any]) -> str:
-    """Means over seeds, each seed's figure, and the gain with its interval, as Markdown."""
+    """Return means over seeds, each seed's figure, and the gain with its interval, as Markdown."""
     frozen, finetuned = summary["frozen"], summary["finetuned"]
     lines = ["| | start | accuracy | of each seed | gain (95 %) |", "|---|---|---|---|---|"]
     for method in ("knn", "linear probe"):

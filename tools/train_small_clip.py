@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def batches(recipe: Recipe) -> Iterator[LabelledImages]:
-    """Fresh images for every step, harder with each step."""
+    """Yield fresh images for every step, with growing difficulty."""
     seed = seeding.key(recipe.seed, "training images")
     for step in range(recipe.steps):
         difficulty = EASY + (HARD - EASY) * min(1.0, 2 * step / recipe.steps)

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 SETS = ("lowest", "pinned", "newest")
 PYTHONS = ("3.11", "3.12", "3.13")
 SHOWN = ("torch", "transformers", "av", "numpy", "pydantic", "timm", "fsspec")
-FAST = (  # what touches other packages most, in a minute or two of one core
+FAST = (  # tests that touch other packages most, in a minute or two of one core
     "tests/test_config.py",
     "tests/conversion/test_huggingface.py",
     "tests/data/test_encode.py",
@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _interpreter(version: str) -> str | None:
-    """The path of a Python X.Y: on the PATH, or among pyenv's."""
+    """Return the path of Python X.Y, on the PATH or among pyenv's."""
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     of_pyenv = [
         (int(found[1]), path)
@@ -99,14 +99,14 @@ def _interpreter(version: str) -> str | None:
     on_path = shutil.which(f"python{version}")
     paths = [on_path] if on_path else []
     paths += [str(path) for _, path in sorted(of_pyenv, reverse=True)]
-    for path in paths:  # pyenv's stand-in on the PATH of a version that is not chosen does not run
+    for path in paths:  # pyenv's shim on the PATH does not run for a version that is not selected
         if subprocess.run([path, "--version"], capture_output=True).returncode == 0:
             return path
     return None
 
 
 def lowest() -> Iterator[str]:
-    """The lower bounds of setup.cfg as pip's constraints, without extras."""
+    """Yield the lower bounds of setup.cfg as pip's constraints, without extras."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     listed = parser["options"]["install_requires"] + parser["options.extras_require"]["s3"]
@@ -151,7 +151,7 @@ def try_cell(python: str, interpreter: str, packages: str) -> Cell:
 
 
 def _counts(output: str) -> str:
-    """pytest's last line; an old torch writes a warning after it."""
+    """Return pytest's summary line; an old torch writes a warning after it."""
     return [line for line in output.splitlines() if re.search(r"\d+ passed", line)][-1].strip("= ")
 
 
@@ -166,8 +166,8 @@ def _constraints(folder: Path, packages: str) -> list[str]:
 
 
 def _try(step: str, arguments: list[str], folder: Path, log: Path) -> str:
-    """Run a step; what went wrong in one line, or nothing. The tests read the checkout, the first run what was
-    installed."""
+    """Run a step and return its failure in one line, or "". The tests use the checkout, the first run the installed
+    package."""
     limit = TEST_SECONDS if step in ("tests", "first run") else INSTALL_SECONDS
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     variables |= {"OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(ROOT)} if step == "tests" else {})

@@ -1,4 +1,4 @@
-"""`tgm-scale tune`, by the name of this file."""
+"""Script form of `tgm-scale tune`."""
 
 from tgm_scale.cli import entry
 

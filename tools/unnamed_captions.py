@@ -19,7 +19,7 @@ _SAME = 3  # letters: boxes and boxing differ after them
 
 
 def without_class(caption: str, label: str, also: frozenset[str] = frozenset()) -> str:
-    """The words of `caption` that do not name the class `label`, whose words are letters between anything else."""
+    """Return `caption` without the words that name the class `label`; the label's words are its runs of letters."""
     class_words = {word[:_SAME] for word in re.findall(r"[^\W\d_]+", label.lower())}
 
     def names_it(word: str) -> bool:
@@ -34,7 +34,7 @@ def _letters(word: str) -> str:
 
 
 def read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns of a CSV, and its rows. Raises ValueError."""
+    """Return the columns of a CSV, and its rows. Raises ValueError."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as source:
             reader = csv.DictReader(source, strict=True)

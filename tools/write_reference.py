@@ -44,7 +44,7 @@ COMPARISONS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": 
 
 def page() -> str:
     parts = [HEAD]
-    told: dict[type[Section], str] = {}  # a section -> the kind of run it was told at
+    told: dict[type[Section], str] = {}  # a section -> the kind of run under which it is described
     for title, (kind, used_by) in KINDS.items():
         parts.append(f"## {title}\n\nOf {used_by}\n")
         shared: dict[str, list[str]] = {}
@@ -65,7 +65,7 @@ def anchor(title: str) -> str:
 
 
 def tables(name: str, section: type[Section]) -> list[str]:
-    """A section's table, what has to be given first; and those of the sections within it."""
+    """Return a section's table, with required keys first, and the tables of the sections within it."""
     fields = sorted(section.model_fields.items(), key=lambda one: not one[1].is_required())
     rows = "".join(row(f"{name}.{key}", field) for key, field in fields)
     found = [f"| key | type | default | meaning |\n|---|---|---|---|\n{rows}"]
@@ -129,7 +129,7 @@ def bounds(field: FieldInfo) -> list[str]:
 
 
 def within(kind: Any) -> list[type[Section]]:
-    """The sections in a type, at any depth."""
+    """Return the sections in a type, at any depth."""
     if isinstance(kind, type) and issubclass(kind, Section):
         return [kind]
     return [section for one in get_args(kind) for section in within(one)]

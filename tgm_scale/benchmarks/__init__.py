@@ -1,1 +1,1 @@
-"""What `tgm-scale benchmark` measures, one module each with `run(options)`, which returns its figures."""
+"""Benchmarks of `tgm-scale benchmark`, one module each with `run(options)`, which returns its figures."""

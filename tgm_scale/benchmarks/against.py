@@ -1,7 +1,7 @@
-"""A pretraining step compared with that of transformers.VideoMAEForPreTraining on the same work, in turns.
+"""Comparison of a pretraining step with that of transformers.VideoMAEForPreTraining on the same work, in turns.
 
-The same: weights, clips, masks, precision (autocast over fp32 weights) and fused AdamW. A step is forward pass, loss,
-backward pass and update. The two models' losses on the same weights are compared first.
+Both have the same weights, clips, masks, precision (autocast over fp32 weights) and fused AdamW. A step is forward
+pass, loss, backward pass and update. The two models' losses on the same weights are compared first.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from tgm_scale.objectives.reconstruction import reconstruction_error
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import message
 
-PRODUCTS = 10  # of square matrices, for the device's own rate
-SIDE = {"cpu": 512, "cuda": 8192}  # bf16 takes 40 times as long as fp32 on a CPU without instructions for it
-Step = Callable[[], Tensor]  # gives the loss
+PRODUCTS = 10  # of square matrices, to measure the device's own rate
+SIDE = {"cpu": 512, "cuda": 8192}  # of a CPU without bf16 instructions: 40 times the time of fp32
+Step = Callable[[], Tensor]  # returns the loss
 
 
 @dataclass(frozen=True)
 class Work:
-    """What both do."""
+    """Work that both models do."""
 
     shape: Shape
     masker: Masker
@@ -50,7 +50,7 @@ class Work:
     seed: int = 0
 
     def video(self) -> Tensor:
-        """uint8 [B, 3, T, H, W], on the device."""
+        """Return random clips, uint8 [B, 3, T, H, W], on the device."""
         generator = torch.Generator().manual_seed(self.seed)
         side = self.shape.image_size
         shape = (self.clips, 3, self.shape.frames, side, side)
@@ -74,7 +74,7 @@ class Work:
 
 
 def work_of(config: Config, device: torch.device) -> Work:
-    """Raises ValueError for what transformers' model cannot do or the mask cannot be made without."""
+    """Return the work. Raises ValueError for settings that transformers' model lacks, or masks that need guidance."""
     mistakes = {
         f"masking.recipe={config.masking.recipe}": bool(run_masker(config).needs),
         f"masking.visible_ratio={config.masking.visible_ratio}": config.masking.visible_ratio is not None,
@@ -102,7 +102,7 @@ def own_model(work: Work) -> MaskedVideoAutoencoder:
 
 
 def own_step(work: Work, model: MaskedVideoAutoencoder, compiled: bool = False) -> Step:
-    """compiled: block by block, as `model.compile` does it in training."""
+    """Return our step. compiled: block by block, as `model.compile` does in training."""
     model.to(work.device)
     if compiled:
         compile_blocks(model)
@@ -116,7 +116,7 @@ def own_step(work: Work, model: MaskedVideoAutoencoder, compiled: bool = False) 
 
 
 def peer_model(work: Work, own: MaskedVideoAutoencoder) -> nn.Module:
-    """transformers' model with the same weights."""
+    """Return transformers' model with the same weights."""
     shape, size = work.shape, work.shape.size
     stated = ModelMetadata(size.heads, size.decoder_heads, shape.frames, shape.image_size)
     weights = Weights.of("pretraining", own.state_dict(), stated, [])
@@ -127,7 +127,8 @@ def peer_model(work: Work, own: MaskedVideoAutoencoder) -> nn.Module:
 
 
 def peer_step(work: Work, model: nn.Module, compiled: bool = False) -> Step:
-    """As its users have it: normalised fp32 pixels [B, T, 3, H, W] and a boolean mask come from their loader."""
+    """Return the peer's step, as its users run it: their loader gives normalised fp32 pixels [B, T, 3, H, W] and a
+    boolean mask."""
     model.to(work.device)
     if compiled:
         model.compile()
@@ -140,7 +141,7 @@ def peer_step(work: Work, model: nn.Module, compiled: bool = False) -> Step:
 
 
 def in_turns(steps: dict[str, Step], turns: int, warm: int, device: torch.device) -> list[dict[str, float]]:
-    """Seconds of each, turn by turn, the first of a turn last in the next; without the `warm` first turns."""
+    """Return the seconds of each step, turn by turn in alternating order, without the first `warm` turns."""
     measured = []
     with ProgressBars() as bars:
         task = bars.task("turns", turns)
@@ -152,7 +153,7 @@ def in_turns(steps: dict[str, Step], turns: int, warm: int, device: torch.device
 
 
 def matrix_rate(precision: str, device: torch.device, side: int) -> float:
-    """FLOP a second of the device's own square matrix products: the median of a few turns, after one that warms up."""
+    """Return FLOP/s of the device in square matrix products: the median of a few turns after a warm-up."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
 
@@ -165,7 +166,7 @@ def matrix_rate(precision: str, device: torch.device, side: int) -> float:
 
 
 def run(config: Config, turns: int, warm: int, described: str) -> dict[str, Any]:
-    """Clips a second of both, the median of the turns' ratios, and each one's share of the device's own rate."""
+    """Return clips per second of both, the median of the turns' ratios, and each share of the device's own rate."""
     work = work_of(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     figures = _measured(work, config.model.compile, turns, warm)
     _show(work, figures, described)

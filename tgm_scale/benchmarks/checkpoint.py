@@ -1,4 +1,4 @@
-"""Resuming from a checkpoint: building the engine and setting its state, with and without verifying the hashes."""
+"""Benchmark of resuming from a checkpoint: building the engine and loading its state, with and without hash checks."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _measured(config: Config, process: ProcessInfo, folder: Path, turns: int) ->
     size = sum(file.stat().st_size for file in written.iterdir())
     ways = ("without", "with", "building the engine alone", "hashes alone", "blake2b alone")
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(turns + 1):  # the first warms the page cache up
+    for turn in range(turns + 1):  # the first warms up the page cache
         for name, root in (("without", plain), ("with", hashed)):
             with _timed(seconds[name], turn):
                 resume = Resume(root, collectives)
@@ -97,7 +97,7 @@ def engine_of(config: Config, process: ProcessInfo) -> Any:
 
 
 def _without_hashes(written: Path, root: Path) -> None:
-    """The same checkpoint, its files by hard links, as of a version that kept no hashes."""
+    """Write the same checkpoint, with hard links to its files, like an old version's without hashes."""
     folder = folder_of(root, 1)
     folder.mkdir(parents=True)
     tree = manifest.read(written)

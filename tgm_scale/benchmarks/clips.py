@@ -1,4 +1,4 @@
-"""Clips to measure with: moving texture, in shards, encoded as the shard tools encode."""
+"""Clips for benchmarks: moving texture, in shards, encoded as the shard tools encode."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class VideoFormat:
 
 
 def make_shards(folder: Path, clips: int, form: VideoFormat, per_shard: int = 2) -> Path:
-    """A corpus of `clips` clips; the same arguments give the same bytes, and a corpus that is there is left alone."""
+    """Return a corpus of `clips` clips. The same arguments give the same bytes; an existing corpus is left alone."""
     if folder.exists():
         return folder
     with making(folder) as unfinished, ShardWriter(unfinished, clips_per_shard=per_shard) as writer:
@@ -40,7 +40,7 @@ def make_shards(folder: Path, clips: int, form: VideoFormat, per_shard: int = 2)
 
 
 def moving_texture(seed: int, width: int, height: int, count: int) -> Iterator[np.ndarray]:
-    """A coarse texture that drifts over a finer one, with noise: about 75 kB a second at 320 x 240."""
+    """Yield frames of a coarse texture that drifts over a finer one, with noise: about 75 kB/s at 320 x 240."""
     random = np.random.default_rng(seed)
     layers = []
     for scale in (32, 8):

@@ -1,9 +1,9 @@
-"""The planner's memory against runs: each case is a short run in processes of its own, on the CPU.
+"""Planned memory compared with runs: each case is a short run in its own processes, on the CPU.
 
-Measured: the most resident memory of the largest process up to the last step, less that of a run of the same stage and
-processes whose model has two blocks and sees a clip of 16 tokens: what Python, torch, DeepSpeed, gloo and the decoder
-take in a run is not the model's. Pages that were freed go back at once (MALLOC_MMAP_THRESHOLD_), and what glibc would
-keep of them is not counted."""
+Measured: peak resident memory of the largest process up to the last step, less that of a run of the same stage and
+processes whose model has two blocks and sees a clip of 16 tokens, since the memory of Python, torch, DeepSpeed, gloo
+and the decoder is not the model's. Freed pages are returned at once (MALLOC_MMAP_THRESHOLD_), so those that glibc
+would keep are not counted."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from tgm_scale.runtime.terminal import message
 
 _ALONE = ["guidance.towers=null", "objective={contrastive_weight: 0}", "masking.recipe=tube"]
 _QUIET = ["log.tensorboard=false", "log.wandb=null", "log.every=1", "train.steps=1000", "checkpoint.every=1000"]
-_BARE = ["model.depth=1", "model.decoder_depth=1", "data.frames=2", "data.size=32"]  # of the tiny model: the base
-_LOOK, _PATIENCE = 0.1, 900.0  # seconds from look to look; without a step
+_BARE = ["model.depth=1", "model.decoder_depth=1", "data.frames=2", "data.size=32"]  # for the tiny model: the base
+_LOOK, _PATIENCE = 0.1, 900.0  # seconds between checks; seconds without a step
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-_MOST_MISSED = 0.10  # of what was measured
+_MOST_MISSED = 0.10  # of the measured memory
 
 
 class _Kept(BaseModel):
-    """A line of measured.jsonl."""
+    """Line of measured.jsonl."""
 
     key: str
     bytes: int = Field(ge=1)
@@ -57,14 +57,14 @@ class Case:
     stage: int
     offload: str  # one of footprint.OFFLOADS
     processes: int
-    bare: bool = False  # whether it is the base of others
+    bare: bool = False  # whether it is the base of other cases
 
     @property
     def base(self) -> Case:
         return dataclasses.replace(self, size="tiny", bare=True)
 
     def overrides(self, micro: int, folder: Path) -> list[str]:
-        """With a file of its own in the folder where it offloads."""
+        """Return the overrides of this case; with offload, they name a JSON file written to the folder."""
         batch = f"train.global_batch_size={2 * micro * self.processes}"  # two micro steps: gradients are summed
         size = [f"model.size={self.size}", f"train.micro_batch_size={micro}", batch, *(_BARE if self.bare else [])]
         if self.offload == "none":
@@ -124,7 +124,7 @@ def _numbers(option: str, text: str, low: int, high: int) -> list[int]:
 
 
 def _rows(options: argparse.Namespace, cases: list[Case], folder: Path) -> list[dict[str, Any]]:
-    """Each case's figures: measured once, planned anew."""
+    """Return each case's figures: measured once, planned anew."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "measured.jsonl"
     kept = json_lines(file) if file.is_file() else []
@@ -161,7 +161,7 @@ def _planned(config: Config, case: Case) -> Footprint:
 
 
 def _peak(options: argparse.Namespace, case: Case, folder: Path, given: list[str]) -> int:
-    """Bytes of the largest process of a run of some steps. Raises RuntimeError where it ends or hangs."""
+    """Return the bytes of the largest process in a short run. Raises RuntimeError where the run ends or hangs."""
     scratch = Path(tempfile.mkdtemp(prefix=f"{case.name}-", dir=folder))
     words = [*given, configuration.override("run.dir", scratch / "run")]
     command = [sys.executable, "-m", "tgm_scale", "pretrain", "--config", options.config, *words]

@@ -1,8 +1,8 @@
-"""How time and memory grow: a step by visible tokens, batch, frames, resolution and processes, a checkpoint by
+"""Growth of time and memory: a step by visible tokens, batch, frames, resolution and processes, a checkpoint by
 parameters, the parts of a start, the memory of trainer and data workers.
 
-Each point is a process of its own, or as many as it has ranks; what DIR/growth.json has of the same settings, versions
-and machine is not measured again. On a CPU a step's seconds are of CPU time, since others may use the cores."""
+Each point has its own process, or one per rank. A point in DIR/growth.json with the same settings, versions and
+machine is not measured again. On a CPU a step's seconds are CPU time, since other processes may use the cores."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ from tgm_scale.runtime.progress import ProgressBars
 
 _ALONE = ("guidance.towers=null", "objective={contrastive_weight: 0}", "masking.recipe=tube", "data.stride=1")
 _FRAMES, _CHECKPOINTED = 16, ("tiny", "S", "B")
-_RATIOS = (0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 0.02)  # a mask hides something: 0 is none
+_RATIOS = (0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 0.02)  # 0 would hide nothing
 _COMPILED = (".py", ".pyc", ".so")
 
 
 @dataclass(frozen=True)
 class Point:
-    """What is measured by one process, or by as many as there are ranks. kind: step, checkpoint or start."""
+    """Measurement in one process, or in one per rank. kind: step, checkpoint or start."""
 
-    question: str  # of growth_tables.QUESTIONS, or start, workers
+    question: str  # one of growth_tables.QUESTIONS, or start, workers
     kind: str
     overrides: tuple[str, ...]
     processes: int = 1
-    name: str = ""  # of a start: cold, warm, or warm with a clock at each import
+    name: str = ""  # for a start: cold, warm, or imports (warm, with a clock at each import)
 
     def key(self) -> dict[str, Any]:
-        """The same: the same figures, but for chance."""
+        """Return the facts that determine the figures: equal keys give equal figures, up to noise."""
         machine = {name: value for name, value in described().items() if name in ("processor", "cores", "gpu")}
-        threads = os.environ.get("OMP_NUM_THREADS", "1")  # as LocalRun has it
+        threads = os.environ.get("OMP_NUM_THREADS", "1")  # as in LocalRun
         own = {"kind": self.kind, "name": self.name, "overrides": list(self.overrides), "processes": self.processes}
         return own | {"threads": threads, "machine": machine, "versions": versions()}
 
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def points_of(size: str) -> list[Point]:
-    """Of all questions, at one size: clips of 224 pixels, 64 of the tiny model."""
+    """Return the points of all questions at one model size, with clips of 224 pixels, or 64 for the tiny model."""
     pixels = 64 if size == "tiny" else 224
 
     def step(question: str, key: str, value: float, batch: int = 1, processes: int = 1) -> Point:
@@ -93,12 +93,12 @@ def points_of(size: str) -> list[Point]:
 
 
 def start(question: str, size: str, workers: int, name: str) -> Point:
-    """configs/debug.yaml with its guidance, at another size of the model."""
+    """Return a start of configs/debug.yaml with its guidance, at another model size."""
     return Point(question, "start", (f"model.size={size}", f"data.workers={workers}"), name=name)
 
 
 def measure(points: list[Point], folder: Path) -> dict[str, Any]:
-    """The figures of these points, those that the folder has from before included; it keeps all."""
+    """Return the figures of these points, reusing those in the folder's file, which keeps all."""
     file = folder / "growth.json"
     kept = growth_kept.read(file)
     known = {_words(row["key"]): row["figures"] for row in kept}
@@ -128,7 +128,7 @@ def _words(key: dict[str, Any]) -> str:
 
 
 def _measured(point: Point, folder: Path) -> dict[str, Any]:
-    """Raises RuntimeError where a process fails."""
+    """Measure a point and return its figures. Raises RuntimeError where a process fails."""
     with tempfile.TemporaryDirectory(prefix="point-", dir=folder) as name:
         scratch = Path(name)
         module, words = "growth_point", [point.kind, str(scratch), *point.overrides]
@@ -155,7 +155,7 @@ def _measured(point: Point, folder: Path) -> dict[str, Any]:
 
 
 def _prepared_start(point: Point, scratch: Path, folder: Path) -> list[str]:
-    """The overrides of a start, whose corpus is there; before a cold one the file cache is emptied of the code."""
+    """Make the corpus of a start and return its overrides; for a cold start, drop the code from the file cache."""
     words = [
         configuration.override("data.shards", folder / "corpus"),
         "data.synthetic={clips: 64}",
@@ -171,8 +171,8 @@ def _prepared_start(point: Point, scratch: Path, folder: Path) -> list[str]:
 
 
 def _drop_code() -> None:
-    """Of the file cache, the code and libraries of this Python: what no running process maps is read from storage
-    again. The whole cache only root can empty."""
+    """Drop the code and libraries of this Python from the file cache, so that files not mapped by a running process
+    are read from storage again. Only root can drop the whole cache."""
     roots = {*sysconfig.get_paths().values(), str(Path(tgm_scale.__file__).parent)}
     for root in roots:
         for file in Path(root).rglob("*"):
@@ -185,7 +185,7 @@ def _drop_code() -> None:
 
 
 def _imports(lines: list[str]) -> Iterator[tuple[str, float]]:
-    """Seconds in the modules of each package, the longest first, of the lines of `python -X importtime`."""
+    """Yield seconds in the modules of each package, the longest first, from the lines of `python -X importtime`."""
     seconds: Counter[str] = Counter()
     for line in lines:
         if (

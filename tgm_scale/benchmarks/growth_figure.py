@@ -1,4 +1,4 @@
-"""The figure of `tgm-scale benchmark growth`: a panel a question, on logarithmic axes where it is of growth."""
+"""Figure of `tgm-scale benchmark growth`: one panel per question, with logarithmic axes for growth."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tgm_scale.benchmarks.growth_tables import QUESTIONS, Question, Row, exponen
 
 _COLOURS = ("#2a6fdb", "#e0662b", "#3d9a50", "#8a63d2", "#6b7280", "#b5489b", "#0e8794", "#c9a227")
 _MEMORY = "#e0662b"
-_LEAST = 4.0  # times from end to end of a logarithmic axis: less would show chance
+_LEAST = 4.0  # minimum ratio of a logarithmic axis's ends: a smaller one would show noise
 
 
 def png(points: list[Row]) -> bytes:
     figure = Figure(figsize=(17.6, 7.6), layout="constrained")
-    FigureCanvasAgg(figure)  # no window system is asked for
+    FigureCanvasAgg(figure)  # needs no window system
     axes = figure.subplots(2, 4).flat
     for name, question in QUESTIONS.items():
         _growing(next(axes), name, question, rows_of(points, name))
@@ -39,7 +39,7 @@ def _growing(axis: Axes, name: str, question: Question, rows: list[Row]) -> None
     axis.set_ylabel("seconds")
     if not rows:
         return
-    figures = [figure for figure in question.figures if figure != "wall_seconds"]  # where others use the cores, too
+    figures = [figure for figure in question.figures if figure != "wall_seconds"]  # others may use the cores
     memory = [figure for figure in figures if figure.endswith("MB")]
     lines = _curves(axis, question, rows, [figure for figure in figures if figure not in memory])
     if memory:
@@ -51,7 +51,8 @@ def _growing(axis: Axes, name: str, question: Question, rows: list[Row]) -> None
 
 
 def _curves(axis: Axes, question: Question, rows: list[Row], figures: list[str]) -> list[Line2D]:
-    """Named with their exponents; of seconds, a dotted line of exponent 1 through the first point."""
+    """Plot figures, labelled with their exponents; for seconds also a dotted line of exponent 1 from the first
+    point."""
     x = np.array([row[question.by] for row in rows], dtype=float)
     lines = []
     for number, figure in enumerate(figures):

@@ -1,4 +1,4 @@
-"""What DIR/growth.json has from before, looked at before it is used: the file may be another's, or changed by hand."""
+"""Validation of an existing DIR/growth.json before its use: it may be foreign, or edited by hand."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class _Imports(_Start):
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The points that were measured, none where there is no file. Raises ValueError for a file of another form."""
+    """Return the measured points, none without the file. Raises ValueError for a file of another form."""
     if not file.is_file():
         return []
     found = json_file(file, finite=True)
@@ -73,7 +73,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def refuse_other(kind: str, name: str, figures: Any, file: Path) -> None:
-    """Raise ValueError for kept figures that are not those of a point of this kind and name; None is of none."""
+    """Raise ValueError for kept figures that do not fit a point of this kind and name; None stands for no figures."""
     wanted = {"step": _Step, "checkpoint": _Checkpoint}.get(kind, _Imports if name == "imports" else _Start)
     if figures is not None:
         refuse_damaged(wanted, figures, file, _REMEDY)

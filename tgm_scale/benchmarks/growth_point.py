@@ -1,7 +1,7 @@
-"""One point of `tgm-scale benchmark growth`, in a process of its own: its peak of memory is no other point's.
+"""One point of `tgm-scale benchmark growth`, in its own process, so that its peak memory is no other point's.
 
-A step is a run's own: DeepSpeed engine, tube masks, reconstruction, update; clips are noise, and there is no guidance.
-A checkpoint is of the same engine. Each process writes FOLDER/RANK.json."""
+A step is as in a run: DeepSpeed engine, tube masks, reconstruction, update; clips are noise, without guidance. A
+checkpoint uses the same engine. Each process writes FOLDER/RANK.json."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_pro
 from tgm_scale.runtime.memory import peak_resident_bytes
 from tgm_scale.training.step import JointStep, PreparedBatch
 
-_MOST, _LEAST, _SECONDS = 9, 3, 6.0  # timed steps, fewer where these seconds are over; one before them warms up
+_MOST, _LEAST, _SECONDS = 9, 3, 6.0  # most and least timed steps; seconds that end them; one more warms up
 _TURNS = 3  # checkpoints
 
 
@@ -67,7 +67,7 @@ def _step(config: Config, process: ProcessInfo) -> dict[str, Any]:
         "steps": len(seconds) - 1,
         "peak_MB": _peak(process) / 1e6,
         "start_MB": start / 1e6,  # before the first step
-        "clips": len(prepared.batch),  # of a process
+        "clips": len(prepared.batch),  # per process
         "visible_tokens": prepared.mask.visible.shape[1],
         "tokens": plan.shape.grid.tokens,
         "frames": plan.shape.frames,
@@ -78,7 +78,7 @@ def _step(config: Config, process: ProcessInfo) -> dict[str, Any]:
 
 
 def _forget_peak(process: ProcessInfo) -> int:
-    """Bytes in use, from where the peak counts."""
+    """Reset the peak and return the bytes in use."""
     gc.collect()
     if process.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(process.device)
@@ -112,7 +112,7 @@ def _prepared(config: Config, plan: RunPlan, process: ProcessInfo) -> PreparedBa
 
 
 def _checkpoint(config: Config, process: ProcessInfo, folder: Path) -> dict[str, Any]:
-    """Seconds by the clock: a disk's are nobody's CPU time."""
+    """Measure a checkpoint by wall-clock seconds, since disk time is not CPU time."""
     collectives = HostCollectives(process)
     seconds = _written(config, process, collectives, folder)
     size = sum(file.stat().st_size for file in next((folder / "checkpoints").iterdir()).iterdir())

@@ -1,5 +1,5 @@
-"""A start of `tgm-scale pretrain` in a process of its own, with a look at the clock after each part, and the memory of
-trainer and data workers in its last step. Writes FOLDER/0.json."""
+"""A start of `tgm-scale pretrain` in its own process, with the time after each part, and the memory of trainer and
+data workers in its last step. Writes FOLDER/0.json."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ STEPS = 4
 
 
 class Looks:
-    """Seconds at the end of each part: by the clock, since the epoch, and CPU seconds of this process's life."""
+    """Times at the end of each part: seconds since the epoch, and CPU seconds of this process."""
 
     def __init__(self) -> None:
         self.clock: dict[str, float] = {}
         self.cpu: dict[str, float] = {}
-        self.read_MB = 0.0  # from storage, by now
+        self.read_MB = 0.0  # from storage so far
 
     def __call__(self, part: str) -> None:
         self.clock[part], self.cpu[part] = time.time(), time.process_time()
@@ -57,7 +57,7 @@ def _read_bytes() -> int:
 
 class _Watched(Pretraining):
     def __init__(self, looks: Looks, config: configuration.Config, plan: RunPlan, start: Start):
-        looks("processes")  # DeepSpeed is imported there, too
+        looks("processes")  # DeepSpeed is imported in this part, too
         super().__init__(config, plan, start)
         looks("data, frozen models")
         self.looks, self.made = looks, 0
@@ -80,7 +80,7 @@ class _Watched(Pretraining):
         if self.made == 1:
             self.looks("first step")
         if self.made == STEPS:
-            from tgm_scale.benchmarks.machine import resident_mb  # after the looks
+            from tgm_scale.benchmarks.machine import resident_mb  # after the timed parts
 
             workers = [child.pid for child in multiprocessing.active_children() if child.pid]
             self.memory = {"trainer_MB": resident_mb(os.getpid()), "worker_MB": [*map(resident_mb, workers)]}

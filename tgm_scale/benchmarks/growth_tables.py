@@ -1,4 +1,4 @@
-"""Tables of `tgm-scale benchmark growth`, and the exponents in them: how a figure grows with what it is asked by."""
+"""Tables of `tgm-scale benchmark growth`, with exponents: how a figure grows with its independent variable."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tgm_scale.benchmarks.growth_start import PARTS
 from tgm_scale.benchmarks.machine import table
 
 Row = dict[str, Any]  # question, name, figures
-_LEAST_IMPORT = 0.02  # of all imports; smaller ones are summed
+_LEAST_IMPORT = 0.02  # share of all imports; smaller ones are summed
 
 
 @dataclass(frozen=True)
 class Question:
-    """by: the figure along the horizontal axis, with its unit; figures: those up the vertical, each with its unit."""
+    """Axes of a question. by: the horizontal figure, with its unit; figures: the vertical ones, each with its unit."""
 
     by: str
     unit: str
@@ -42,7 +42,7 @@ QUESTIONS = {
 
 
 def rows_of(points: list[Row], question: str) -> list[Row]:
-    """The figures of a question's points, ascending in what it is asked by."""
+    """Return the figures of a question's points, ascending in its independent variable."""
     found = [dict(row["figures"]) for row in points if row["question"] == question]
     for row in found:
         if "peak_MB" in row:
@@ -51,7 +51,8 @@ def rows_of(points: list[Row], question: str) -> list[Row]:
 
 
 def exponent(rows: list[Row], by: str, figure: str) -> float:
-    """From the first to the last row: 1 where the figure grows as what it is asked by, 2 as its square; NaN of one."""
+    """Return the exponent from the first to the last row: 1 for linear growth, 2 for quadratic; NaN for a single
+    row."""
     first, last = rows[0], rows[-1]
     if min(first[figure], last[figure]) <= 0 or first[by] == last[by]:
         return math.nan
@@ -59,7 +60,7 @@ def exponent(rows: list[Row], by: str, figure: str) -> float:
 
 
 def of_points(points: list[Row]) -> list[str]:
-    """A table a question, of those that have points."""
+    """Return a table for each question that has points."""
     asked = [name for name in QUESTIONS if rows_of(points, name)]
     found = [_growing(rows_of(points, name), QUESTIONS[name]) for name in asked]
     starts = [row for row in points if row["question"] == "start" and row["name"] != "imports"]
@@ -73,7 +74,7 @@ def of_points(points: list[Row]) -> list[str]:
 
 
 def _growing(rows: list[Row], question: Question) -> str:
-    """With the exponent from the row before in brackets."""
+    """Return a table, with the exponent from the previous row in brackets."""
     more = {"peak_MB": "peak, MB"} if "peak_MB" in rows[0] else {"bytes": "bytes"}
     cells = []
     for number, row in enumerate(rows):
@@ -87,7 +88,7 @@ def _growing(rows: list[Row], question: Question) -> str:
 
 
 def _starts(starts: list[Row]) -> str:
-    """Seconds by the clock and of CPU time of each part, and its share of the clock."""
+    """Return a table of wall-clock and CPU seconds for each part, with its share of the wall-clock time."""
     cells = []
     for part in PARTS:
         row = [part]
@@ -102,7 +103,7 @@ def _starts(starts: list[Row]) -> str:
 
 
 def spans(ends: dict[str, float]) -> dict[str, float]:
-    """Seconds of each part, from those at its end."""
+    """Return the seconds of each part, from the times at its end."""
     return {part: ends[part] - (ends[PARTS[number - 1]] if number else 0.0) for number, part in enumerate(PARTS)}
 
 

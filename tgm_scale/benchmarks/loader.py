@@ -1,4 +1,4 @@
-"""Clips a second: the loader, with and without workers, the bare decoder, pipelines of WebDataset and SPDL."""
+"""Clips per second of the loader, with and without workers, of the bare decoder, and of WebDataset and SPDL."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime.progress import ProgressBars
 
-_LOOK, _LOOKS, _IDLE = 0.2, 100, 0.1  # seconds of a look at what pipelines do, the most looks, share of a core
+_LOOK, _LOOKS, _IDLE = 0.2, 100, 0.1  # seconds between checks for idle pipelines, most checks, share of a core
 
 
 class Pipeline(NamedTuple):
-    """One pipeline of clips: its stream, and how many of its clips may be ready before they are asked for."""
+    """Pipeline of clips: its stream, and how many of its clips may be ready before they are requested."""
 
     name: str
     clips: Iterator[int]
     prefetched: int
-    loops: int = 1  # how many bare loops it is compared with
+    loops: int = 1  # number of bare loops to compare it with
 
 
 class Turn(NamedTuple):
-    wall: float  # seconds a clip
-    cpu: float  # CPU seconds a clip, of this process and its workers
+    wall: float  # seconds per clip
+    cpu: float  # CPU seconds per clip, of this process and its workers
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -124,13 +124,14 @@ def _repeats(corpus: Corpus, repeats: list[int]) -> list[Callable[[], Pipeline]]
 def _compare(
     candidates: list[Callable[[], Pipeline]], options: argparse.Namespace
 ) -> list[tuple[Pipeline, list[Turn]]]:
-    """Turns of each pipeline. They take turns, so that other load on the machine slows all of them equally."""
+    """Return the turns of each pipeline. They alternate, so that other load on the machine slows all of them
+    equally."""
     started = [pipeline() for pipeline in candidates]
     turns: list[list[Turn]] = [[] for _ in started]
     for _ in range(options.turns):
         for pipeline, seen in zip(started, turns):
             _settle()
-            _take(pipeline.clips, pipeline.prefetched + pipelines.BATCH)  # what was ready, and what a cold cache costs
+            _take(pipeline.clips, pipeline.prefetched + pipelines.BATCH)  # prefetched clips, and a cold cache
             before, began = _cpu(), time.perf_counter()
             _take(pipeline.clips, options.turn)
             wall = time.perf_counter() - began
@@ -141,8 +142,8 @@ def _compare(
 
 
 def _settle() -> None:
-    """Wait until no pipeline decodes ahead any more, which takes a few seconds: it would take the cores from the next
-    one, and threads count as this process's own time."""
+    """Wait, for a few seconds, until no pipeline decodes ahead any more: it would take cores from the next one, and
+    its threads count as this process's own time."""
     for _ in range(_LOOKS):
         before = _cpu()
         time.sleep(_LOOK)
@@ -157,7 +158,7 @@ def _take(clips: Iterator[int], count: int) -> None:
 
 
 def _cpu() -> float:
-    """CPU seconds so far of this process and all its workers; those of the other pipelines are idle meanwhile."""
+    """Return CPU seconds so far of this process and all its workers; those of other pipelines are idle meanwhile."""
     return cpu_seconds([os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)])
 
 
@@ -166,8 +167,8 @@ def _figures(turns: list[Turn]) -> dict[str, float]:
 
 
 def _rows(size: str, gop: int, compared: list[tuple[Pipeline, list[Turn]]]) -> list[dict[str, Any]]:
-    """Figures of each pipeline. Ratios are of turn by turn, and their median: `of_bare`, clips/s of the pipeline by
-    those of as many bare loops as it has workers, and the CPU time a clip of these loops by that of the pipeline."""
+    """Return figures of each pipeline. Ratios are medians over turns: `of_bare_wall`, its clips/s over those of as
+    many bare loops as it has workers, and `of_bare_cpu`, the loops' CPU time per clip over its own."""
     seen = {pipeline.name: turns for pipeline, turns in compared}
     rows = []
     for pipeline, turns in compared:

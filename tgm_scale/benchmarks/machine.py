@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, CPU seconds of processes, tables, the file of figures."""
+"""Shared helpers of the benchmarks: description of the machine, CPU seconds of processes, tables, file of figures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-_OF_ALL_THREADS = 2  # in Linux's number of another process's clock, as clock_getcpuclockid(3) makes it
+_OF_ALL_THREADS = 2  # in Linux's id of another process's clock, as clock_getcpuclockid(3) builds it
 
 
 def described() -> dict[str, Any]:
-    """The machine, the date and the versions that figures are worth nothing without."""
+    """Return machine, date and versions, without which figures are worthless."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -42,19 +42,19 @@ def headline() -> str:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Seconds that these processes have had a processor, threads that ended included, to the nanosecond."""
+    """Return the CPU seconds of these processes, including ended threads, to the nanosecond."""
     return sum(time.clock_gettime((~pid << 3) | _OF_ALL_THREADS) for pid in pids)
 
 
 def resident_mb(pid: int) -> float:
-    """Memory that the process alone holds, MB: pages it shares with others are not counted."""
+    """Return the private memory of a process, MB: pages shared with other processes are not counted."""
     rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     private = [row.split()[1] for row in rows if row.startswith("Private_")]
     return sum(map(int, private)) / 1024
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table, ready for docs/PERFORMANCE.md."""
+    """Return a Markdown table, ready for docs/PERFORMANCE.md."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 

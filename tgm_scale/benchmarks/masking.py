@@ -1,4 +1,4 @@
-"""Milliseconds of each recipe's maps and masks, compared with one training step of the same micro batch."""
+"""Milliseconds of each recipe's maps and masks, compared with one training step on the same micro batch."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _decoding(config: Config, clips: int, turns: int) -> dict[str, float]:
-    """What reading the codec's vectors costs a data worker, in milliseconds a micro batch: clips of 320 x 240."""
+    """Return a data worker's milliseconds per micro batch with and without codec vectors, for clips of 320 x 240."""
     data, grid = config.data, shape_of(config).grid
     count = data.frames * data.stride
     encoded = encode_video(moving_texture(0, 320, 240, count), FPS)
@@ -90,7 +90,8 @@ def _decoding(config: Config, clips: int, turns: int) -> dict[str, float]:
 
 
 def _step(config: Config, video: Tensor, device: torch.device) -> Callable[[], Any]:
-    """Forward, reconstruction loss, backward and AdamW of the configuration's model, without an engine."""
+    """Return forward pass, reconstruction loss, backward pass and AdamW update of the configured model, without an
+    engine."""
     shape, masker = shape_of(config), run_masker(config)
     model = autoencoder(shape, config.model, config.run.seed, None, pixel_statistics(config.data))
     module = JointModule(model, Objective.of({"pixels": 1.0}, TermSettings(model.size))).to(device)
@@ -124,7 +125,7 @@ def _recipes(config: Config, video: Tensor, device: torch.device) -> list[Timed]
                 continue
         needs, grid = masker.needs, masker.grid
         towers = load_towers(config.guidance, needs, config.objective.contrastive_weight > 0, device)
-        if masker.learned is not None:  # its forward pass alone
+        if masker.learned is not None:  # only its forward pass
             model = autoencoder(shape_of(config), config.model, 0, None, pixel_statistics(config.data))
             learned = Generator(towers.heads) if towers.heads else Sampler(model)
             heads = towers.maps.pop("heads", None)
@@ -142,7 +143,7 @@ def _recipes(config: Config, video: Tensor, device: torch.device) -> list[Timed]
 
 
 def _maps_of(towers: Towers, video: Tensor, masker: Masker) -> Callable[[], dict[str, Tensor]] | None:
-    """The part of frozen models and flow; None where there is none."""
+    """Return the computation of maps by frozen models and flow; None where there is none."""
     if towers.relevance is None and not towers.maps:
         return None
 
@@ -157,7 +158,7 @@ def _maps_of(towers: Towers, video: Tensor, masker: Masker) -> Callable[[], dict
 
 
 def _savings(config: Config, video: Tensor, device: torch.device, step: Callable[[], Any]) -> list[Timed]:
-    """Relevance of text-guided masking made cheaper in each way, its mask left out."""
+    """Return each cheaper computation of relevance for text-guided masking, without its mask."""
     grid, guidance = shape_of(config).grid, config.guidance
     assert guidance.towers is not None
     load = partial(load_image_tower, tower_folder(guidance.towers), device)
@@ -185,7 +186,7 @@ def _savings(config: Config, video: Tensor, device: torch.device, step: Callable
 
 
 def _own_stream(compute: Callable[[], Any], step: Callable[[], Any], device: torch.device) -> Timed:
-    """Relevance on a stream of its own while a step runs, as training.prefetch does it: what it adds to the step."""
+    """Return relevance on its own stream during a step, as in training.prefetch, timed by what it adds to the step."""
     name = "relevance: bf16, own stream"
     if device.type != "cuda":
         return Timed(name, None, unmeasured="not measured: needs CUDA")

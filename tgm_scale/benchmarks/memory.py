@@ -1,4 +1,4 @@
-"""Memory of the loader over many clips: private memory of this process and its workers over the clips."""
+"""Memory of the loader over many clips: private memory of this process and its workers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _slope(points: list[tuple[float, float]]) -> float:
-    """Of the line of least squares; 0 for a single point."""
+    """Return the slope of the least-squares line; 0 for a single point."""
     middle_x, middle_y = (sum(values) / len(points) for values in zip(*points))
     spread = sum((x - middle_x) ** 2 for x, _ in points)
     return sum((x - middle_x) * (y - middle_y) for x, y in points) / spread if spread else 0.0

@@ -1,7 +1,7 @@
 """Millions of clips on a thousand ranks, all simulated in this process: opening, positions, samples, resuming.
 
-The corpus is real: one tar of 1,000 samples of 512 bytes, linked under as many names as there are shards. Every rank's
-loader is made and asked for the positions of a step; together they must be the step's positions, each once."""
+The corpus is real: one tar of 1,000 samples of 512 bytes, linked under one name per shard. Every rank's loader is
+created and asked for the positions of a step; together they must be the step's positions, each once."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def make_corpus(folder: Path, shards: int, samples: int) -> Path:
 
 
 def _opening(folder: Path) -> dict[str, float]:
-    """The first opening reads every index and leaves the catalogue; later ones read that."""
+    """Measure opening: the first one reads every index and writes the catalogue; later ones read that."""
     began = time.perf_counter()
     open_corpus(str(folder))
     first = time.perf_counter() - began
@@ -86,7 +86,7 @@ def loader_of(corpus: Corpus, rank: int, ranks: int, step: int) -> ClipLoader:
 
 
 def _positions(folder: Path, ranks: int, bars: ProgressBars) -> dict[str, float]:
-    """One step of all ranks: where each of its clips lies. A rank has the windows of its own positions to permute."""
+    """Locate all ranks' clips of one step. A rank permutes the windows of its own positions."""
     corpus = open_corpus(str(folder))
     found, cold, warm = [], [], []
     task = bars.task("ranks", ranks)
@@ -109,7 +109,7 @@ def _positions(folder: Path, ranks: int, bars: ProgressBars) -> dict[str, float]
 
 
 def _resuming(folder: Path, ranks: int) -> dict[str, float]:
-    """From an open corpus to where the first clip of a step lies; the two steps take turns."""
+    """Measure from an open corpus to the location of a step's first clip; the two steps alternate."""
     corpus = open_corpus(str(folder))
     seconds: dict[int, list[float]] = {step: [] for step in _STEPS}
 

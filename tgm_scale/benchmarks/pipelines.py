@@ -1,7 +1,7 @@
-"""The pipelines from shards to clips that are compared, over the same clips with the same random draws.
+"""Compared pipelines from shards to clips, over the same clips with the same random draws.
 
-`frames`: the decoder alone, frames in RGB. `bare`: decoder, crop and resize in a loop, from bytes in memory; without
-reading, order, captions or batches; `loops`: several such loops at once, in processes of their own. `webdataset`: a
+`frames`: only the decoder, frames in RGB. `bare`: decoder, crop and resize in a loop, from bytes in memory, without
+reading, order, captions or batches; `loops`: several such loops at once, each in its own process. `webdataset`: a
 plain WebDataset and WebLoader pipeline with that decode."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FOREVER = 10**6
 
 
 def loader(corpus: Corpus, workers: int, repeats: int = 1, size: int = SIZE) -> ClipLoader:
-    """The loader as a run of one process has it."""
+    """Return the loader of a run of one process."""
     grid = Grid.of(FRAMES, size, 2, 16)
     sampling = Sampling(FRAMES, STRIDE, size, grid, seed=0, repeated_augmentation=repeats)
     samples = Samples.in_order([corpus], sampling, window_shards=4)
@@ -40,7 +40,7 @@ def loader(corpus: Corpus, workers: int, repeats: int = 1, size: int = SIZE) -> 
 
 
 def clips_of(loading: ClipLoader) -> Iterator[int]:
-    """1 for each clip as its batch arrives (a batch counts when its last clip is there)."""
+    """Yield 1 for each clip as its batch arrives (a batch counts when its last clip is complete)."""
     for _, batches in loading:
         for batch in batches:
             assert float(batch.weight.sum()) == len(batch), batch.problems
@@ -48,7 +48,7 @@ def clips_of(loading: ClipLoader) -> Iterator[int]:
 
 
 def draws(corpus: Corpus) -> Iterator[tuple[bytes, int]]:
-    """The video's bytes, read beforehand, and the seed of each sample of the run, in its order."""
+    """Yield for each sample of the run, in order, the video's bytes, read beforehand, and its seed."""
     loading = loader(corpus, 0)
     kept: dict[tuple[int, int], tuple[str, bytes]] = {}
     for position in loading.positions():
@@ -75,14 +75,14 @@ def bare(corpus: Corpus) -> Iterator[int]:
 
 
 def loops(corpus: Corpus, count: int) -> Iterator[int]:
-    """A batch counts when all loops have made their part of it."""
+    """Yield 1 for each clip; a batch counts when all loops have made their part of it."""
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(count, context, initializer=_begin_loop, initargs=(corpus,)) as pool:
         while True:
             yield from itertools.repeat(1, sum(pool.map(_make, itertools.repeat(-(-BATCH // count), count))))
 
 
-_loop: Iterator[int]  # of a process of `loops`
+_loop: Iterator[int]  # in a process of `loops`
 
 
 def _begin_loop(corpus: Corpus) -> None:
@@ -96,7 +96,7 @@ def _make(count: int) -> int:
 
 
 def clip(data: bytes, seed: int) -> torch.Tensor:
-    """Decode, crop, resize: uint8 [T, size, size, 3]."""
+    """Return a clip, decoded, cropped and resized: uint8 [T, size, size, 3]."""
     with Video(data) as video:
         cuts: list[np.ndarray] = []
         crop = None
@@ -112,7 +112,7 @@ def _indices(video: Video, seed: int) -> np.ndarray:
 
 
 class _Decode:
-    """What a user of WebDataset would map over samples: the same clip as the loader's."""
+    """Function that a user of WebDataset would map over samples: it makes the same clip as the loader."""
 
     def __init__(self, fingerprint: str):
         self.fingerprint, self.seen = fingerprint, Counter[str]()
@@ -130,7 +130,7 @@ class _Decode:
 
 
 def with_webdataset(corpus: Corpus, workers: int, prefetch: int = 4) -> Iterator[int]:
-    """Samples are decoded one at a time in the workers and batched in this process, as our loader's are."""
+    """Yield 1 for each clip. Samples are decoded one at a time in the workers and batched here, as in our loader."""
     dataset = webdataset.WebDataset(corpus.shards, shardshuffle=False, empty_check=False).repeat(_FOREVER)
     options = {"prefetch_factor": prefetch} if workers else {}
     loading = webdataset.WebLoader(

@@ -1,7 +1,7 @@
-"""The plan of `shards make` over millions of rows: CPU seconds and the peak memory of a process that makes it.
+"""The plan of `shards make` over millions of rows: CPU seconds and peak memory of the planning process.
 
-The rows are made here, in the form of InternVid's, as a folder of ten files. A tenth of them is planned, then all,
-each in a process of its own, which then makes the pass that gives the clips of all shards."""
+The rows are generated here in InternVid's format, as a folder of ten files. A tenth of them is planned, then all, each
+in its own process, which then makes the pass that yields the clips of all shards."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tgm_scale.data.building.annotations import Filters, Plan
 from tgm_scale.runtime.memory import peak_resident_bytes
 from tgm_scale.runtime.progress import ProgressBars
 
-_FILES, _SIZES = 10, (1, 10)  # of which so many are planned
-_OF_A_VIDEO = 30  # clips; InternVid's 10 million are of some 300 thousand videos
+_FILES, _SIZES = 10, (1, 10)  # files, and how many of them to plan
+_OF_A_VIDEO = 30  # clips; InternVid's 10 million come from some 300 thousand videos
 
 
 class Pass(NamedTuple):
-    """CPU seconds of a pass over the rows, and megabytes that its process had held at the most after it."""
+    """CPU seconds of a pass over the rows, and peak megabytes of its process after it."""
 
     name: str
     rows: int
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _make(folder: Path, rows: int) -> list[Path]:
-    """Each row is another clip."""
+    """Write the files of rows, each row a different clip, and return their paths."""
     files = [folder / f"{number}.jsonl" for number in range(_FILES)]
     for number, file in enumerate(files):
         with open(file, "w", encoding="utf-8") as lines:

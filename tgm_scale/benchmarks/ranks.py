@@ -1,8 +1,8 @@
-"""What the software does for each rank, done for all ranks of a run on one machine: seconds, files, bytes by ranks.
+"""Software work per rank, done for all ranks of a run on one machine: seconds, files, bytes by number of ranks.
 
-Nothing is trained: the order of a step, heartbeats, a rank that looks for another that hangs, `status`, a checkpoint
-of the tiny model and the look that a start takes at it, by the code of a run. What all ranks do together may grow with
-their number; what grew with its square would stop a large run."""
+Nothing is trained: the order of a step, heartbeats, a rank that searches for a hung one, `status`, a checkpoint of the
+tiny model and a start's check of it, by the code of a run. The work of all ranks together may grow with their number;
+quadratic growth would stop a large run."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from tgm_scale.runtime.distributed import ProcessInfo, find_process
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.training.watchdog import NAMING, Watchdog
 
-_SHARDS, _CLIPS = 200, 1000  # of the corpus whose order is taken; clips of a shard
+_SHARDS, _CLIPS = 200, 1000  # shards of the corpus whose order is computed; clips per shard
 _STEP = 1000
 
 
 @dataclass(frozen=True)
 class Work:
-    """What all ranks together do once: seconds of a core, files opened or written, bytes."""
+    """Work that all ranks together do once: seconds of a core, files opened or written, bytes."""
 
     name: str
     seconds: float
@@ -91,13 +91,13 @@ def _of(rank: int, ranks: int) -> ProcessInfo:
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.process_time()  # of all threads: others may want the cores, too
+    began = time.process_time()  # of all threads: other processes may use the cores, too
     made = work()
     return time.process_time() - began, made
 
 
 def _order(folder: Path, ranks: int) -> Work:
-    """Where each clip of a step lies: every rank's loader is made, and asked."""
+    """Locate each clip of a step: every rank's loader is created and asked."""
 
     def places() -> set[Any]:
         seen = []
@@ -119,7 +119,7 @@ def _heartbeats(root: Path, ranks: int) -> list[Work]:
         for rank in range(ranks):
             watchdogs.append(Watchdog(root, _of(rank, ranks), hang_seconds=50.0))
             watchdogs[-1].at(_STEP, "data")
-            watchdogs[-1].end("running")  # its thread ends, and its last word is written
+            watchdogs[-1].end("running")  # its thread ends, after the last heartbeat
 
     seconds, _ = _timed(beat)
     files = list((root / "ranks").iterdir())
@@ -132,7 +132,7 @@ def _heartbeats(root: Path, ranks: int) -> list[Work]:
 
 
 def _metrics(root: Path, ranks: int) -> Work:
-    """Rank 0 alone writes rows, and what they say of the ranks is sums."""
+    """Measure a row. Only rank 0 writes rows, and their figures on the ranks are sums."""
     row = {"step": _STEP, "samples": _STEP * ranks, "loss": 0.5, "grad_norm": 1.0, "skipped_samples": ranks}
     metrics = Metrics(root, 0, tensorboard=False)
     seconds, _ = _timed(lambda: metrics.write(row))
@@ -162,7 +162,7 @@ def _checkpoint(root: Path, ranks: int, made: Any, facts: dict[str, Any]) -> lis
     checked = Work("checkpoint looked at by rank 0", seconds, len(files), 0)
 
     def resume() -> int:
-        """What a rank opens where it reads every tensor, as at ZeRO 0 and 3; the others do the same."""
+        """Return the files that a rank opens to read every tensor, as at ZeRO 0 and 3; the others do the same."""
         reader = Reader(folder, checked=False)
         for name in reader.names():
             reader.tensor(name)
@@ -173,7 +173,7 @@ def _checkpoint(root: Path, ranks: int, made: Any, facts: dict[str, Any]) -> lis
 
 
 def _growth(found: dict[int, list[Work]]) -> dict[str, dict[str, float]]:
-    """The exponent of the ranks by which each figure grows, between the two largest numbers of them."""
+    """Return each figure's exponent of growth by ranks, between the two largest numbers of ranks."""
     if len(found) < 2:
         return {}
     few, many = sorted(found)[-2:]

@@ -1,6 +1,6 @@
-"""What this machine computes of transformer blocks: a forward and a backward pass of each width that the models have.
+"""Speed of this machine on transformer blocks: a forward and a backward pass of each width in the models.
 
-The rows go into a file that `tgm-scale plan --rates` reads, in place of a card's peak and a guessed share of it."""
+`tgm-scale plan --rates` reads the file of rows, in place of a card's peak and an assumed utilisation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tgm_scale.runtime.progress import ProgressBars
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _GPU_TOKENS, _CPU_TOKENS = 1568 * 32, 1568  # of all clips together: enough to fill a GPU; seconds on a core
-_TOKENS = 392  # of a clip: a quarter of 16 frames of 224 x 224
+_TOKENS = 392  # per clip: a quarter of 16 frames of 224 x 224
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _own(device: torch.device) -> str:
 
 
 def _shapes(sizes: list[str]) -> list[tuple[int, int, int]]:
-    """Width, heads and MLP of the blocks of encoders and decoders, each width once."""
+    """Return width, heads and MLP of the blocks of encoders and decoders, each width once."""
     found: dict[int, tuple[int, int, int]] = {}
     for size in (SIZES[name] for name in sizes):
         found.setdefault(size.width, (size.width, size.heads, size.mlp))
@@ -73,7 +73,7 @@ def _shapes(sizes: list[str]) -> list[tuple[int, int, int]]:
 
 
 def _seconds(block: nn.Module, shape: tuple[int, int, int], precision: str, turns: int) -> float:
-    """Of a forward and a backward pass; the first two turns warm up."""
+    """Return the seconds of a forward and a backward pass; the first two turns warm up."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     block = block.to(device, _DTYPES[precision])
     x_BND = torch.randn(shape, device=device, dtype=_DTYPES[precision], requires_grad=True)
@@ -93,5 +93,5 @@ def _wait(device: torch.device) -> None:
 
 
 def _clock(device: torch.device) -> float:
-    """On a CPU the process's own time over its threads: others may want the cores, too."""
+    """Return the time; on a CPU the process's own time over its threads, since others may use the cores, too."""
     return time.perf_counter() if device.type == "cuda" else time.process_time() / torch.get_num_threads()

@@ -1,7 +1,7 @@
-"""SPDL (PyPI `spdl`) as a pipeline beside the loader's: threads without the GIL, crop and resize by ffmpeg's filters.
+"""SPDL (PyPI `spdl`) as a pipeline to compare with the loader: threads without the GIL, crop and resize by ffmpeg.
 
 It decodes the same frames of the same clips and cuts the same boxes; pixels differ, since ffmpeg resizes before it
-converts colours, and its bilinear filter is another."""
+converts colours, with a different bilinear filter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SINK = 4  # batches
 
 
 def missing() -> str:
-    """Why there is no such pipeline here; "" where there is one."""
+    """Return why SPDL is unavailable here; "" where it is available."""
     try:
         import spdl.io
 
@@ -32,7 +32,7 @@ def missing() -> str:
 
 
 def clip(data: bytes, seed: int) -> torch.Tensor:
-    """Decode, crop, resize: uint8 [T, size, size, 3]; frames and box are those of `pipelines.clip`."""
+    """Return a clip, decoded, cropped and resized: uint8 [T, size, size, 3]; frames and box as in `pipelines.clip`."""
     import spdl.io
 
     packets = spdl.io.demux_video(data)
@@ -45,20 +45,20 @@ def clip(data: bytes, seed: int) -> torch.Tensor:
 
 
 def ahead(threads: int) -> int:
-    """Clips that it decodes before anyone asks: batches in the sink, and of each of three stages two results in its
-    queue (SPDL's own number), one that waits to get there and what is in work."""
+    """Return how many clips it decodes ahead: batches in the sink; per stage, of three, two results in its queue
+    (SPDL's own number) and one waiting to enter it; and the clips in progress."""
     return (_SINK + 3 * (2 + 1) + 1) * BATCH + threads
 
 
 def clips_of(corpus: Corpus, threads: int) -> Iterator[int]:
-    """1 for each clip as its batch arrives; threads: 0 decodes in the calling thread."""
+    """Yield 1 for each clip as its batch arrives. threads: 0 decodes in the calling thread."""
     if not threads:
         for data, seed in draws(corpus):
             clip(data, seed)
             yield 1
     from spdl.pipeline import PipelineBuilder
 
-    builder: Any = PipelineBuilder()  # it cannot infer what a lambda takes
+    builder: Any = PipelineBuilder()  # it cannot infer the argument of a lambda
     builder = builder.add_source(draws(corpus)).pipe(lambda drawn: clip(*drawn), concurrency=threads)
     pipeline = (
         builder.aggregate(BATCH, drop_last=True).pipe(torch.stack).add_sink(_SINK).build(num_threads=threads + 1)

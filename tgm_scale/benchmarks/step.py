@@ -1,4 +1,4 @@
-"""A training step as a run makes it: a short run of the configuration in a temporary folder, and its own metrics."""
+"""Benchmark of a training step: a short run of the configuration in a temporary folder, and its own metrics."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def figures_of(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds of the parts of a step; what is neither data nor guidance is the model, the update and the meeting."""
+    """Return seconds of the parts of a step; the rest after data and guidance is model, update and collectives."""
     parts = ("step_seconds", "data_seconds", "guidance_seconds")
     figures = {name: median(row[name] for row in rows) for name in parts}
     figures["model_seconds"] = median(

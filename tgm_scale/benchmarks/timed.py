@@ -15,17 +15,17 @@ from tgm_scale.runtime.progress import ProgressBars
 
 @dataclass(frozen=True)
 class Timed:
-    """Something that is done once for each micro batch."""
+    """Computation done once per micro batch."""
 
     name: str
-    maps: Callable[[], Any] | None  # the frozen model's or the flow's part
+    maps: Callable[[], Any] | None  # the part of the frozen model or the flow
     mask: Callable[[], Any] | None = None
-    overlapped: bool = False  # `maps` is made while a step runs: what counts is how much longer that step takes
-    unmeasured: str = ""  # why there is no figure
+    overlapped: bool = False  # `maps` runs during a step: its time is what it adds to that step
+    unmeasured: str = ""  # reason for a missing figure
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
-    """On a CPU, of the time that its cores work for this process: others may want them, too."""
+    """Return the seconds of the work; on a CPU its CPU time, since other processes may use the cores, too."""
     if device.type != "cuda":
         began = time.process_time()
         work()
@@ -38,7 +38,7 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def measure(step: Callable[[], Any], timed: list[Timed], turns: int, device: torch.device) -> list[dict[str, float]]:
-    """Seconds of each part, in turns; one before the first warms up and is not counted."""
+    """Return the seconds of each part, turn by turn; a first turn warms up and is not counted."""
     measured = []
     with ProgressBars() as bars:
         task = bars.task("turns", turns + 1)

@@ -1,4 +1,4 @@
-"""CLIP folders of random weights to measure with: how long a tower takes does not depend on its weights."""
+"""CLIP folders with random weights for benchmarks: a tower's time does not depend on its weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tgm_scale.runtime.compat import prepare_torchvision
 
 @dataclass(frozen=True)
 class Shape:
-    """An image tower's patch and side in pixels, its width and layers; the text tower's width and layers."""
+    """Shape of CLIP towers: patch and side of the image tower in pixels; width and layers of both towers."""
 
     patch: int
     side: int
@@ -29,7 +29,7 @@ SHAPES = {
 
 
 def random_clip(name: str, folder: Path) -> Path:
-    """A CLIP folder of the named size in the Hugging Face layout; every call gives the same weights."""
+    """Write a CLIP folder of the named size in the Hugging Face layout; every call gives the same weights."""
     prepare_torchvision()
     import torch
     import transformers

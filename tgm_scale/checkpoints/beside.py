@@ -1,5 +1,5 @@
-"""Tensors that belong to a checkpoint and lie beside it in the run folder: the same on every process, so that one
-writes them. `NAME-00000500.safetensors` belongs to the checkpoint of step 500, and states a hash of its tensors."""
+"""Tensors stored next to a checkpoint in the run folder: the same on every process, so one process writes them.
+`NAME-00000500.safetensors` belongs to the checkpoint of step 500, and contains a hash of its tensors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tgm_scale.checkpoints.manifest import sums_of
 from tgm_scale.runtime.files import replacing, sync
 from tgm_scale.runtime.tensors import load_with_metadata, save_tensors
 
-TERMS = "terms"  # the name of what terms of the objective keep
-KEEPING = frozenset({"nearest"})  # the terms that keep something
-_HASH = "tensors"  # in the file's metadata; of earlier files not
+TERMS = "terms"  # file name for the state of objective terms
+KEEPING = frozenset({"nearest"})  # the terms with state
+_HASH = "tensors"  # key in the file's metadata; absent in older files
 
 
 def file_of(folder: Path, name: str, step: int) -> Path:
@@ -25,9 +25,9 @@ def file_of(folder: Path, name: str, step: int) -> Path:
 
 
 def write(folder: Path, name: str, step: int, retained: list[int], tensors: Mapping[str, Tensor]) -> None:
-    """Write what belongs to a step that is checkpointed next, and drop that of checkpoints that are gone.
+    """Write the tensors of a step whose checkpoint is written next, and delete those of deleted checkpoints.
 
-    retained: the steps of all checkpoints. None may be on its way to the disk: what is its would be dropped."""
+    retained: steps of all checkpoints. None may still be in writing: its tensors would be deleted."""
     file = file_of(folder, name, step)
     kept = {key: value.cpu().contiguous() for key, value in tensors.items()}
     with replacing(file) as work:
@@ -39,8 +39,8 @@ def write(folder: Path, name: str, step: int, retained: list[int], tensors: Mapp
 
 
 def read(file: Path) -> dict[str, Tensor]:
-    """What `write` wrote. Raises ValueError for a file that is damaged, and says what to do; OSError where the storage
-    does not answer."""
+    """Return the tensors of a file from `write`. Raises ValueError, with the remedy, for a damaged file; OSError where
+    the storage does not answer."""
     try:
         tensors, stated = load_with_metadata(file)
         if stated.get(_HASH, found := _digest(tensors)) != found:

@@ -1,10 +1,10 @@
 """The checkpoint: named fp32 tensors in safetensors, sharded over ranks, loadable at any stage and world size.
 
     RUN/checkpoints/step-00000500/
-        manifest.json                      what it is, written last
-        state-00000-of-00008.safetensors   NAME.weight, NAME.exp_avg, NAME.exp_avg_sq of this file's share of the names
+        manifest.json                      the description, written last
+        state-00000-of-00008.safetensors   NAME.weight, NAME.exp_avg, NAME.exp_avg_sq for this file's share of names
 
-`saver.py` writes it, in a temporary folder that is fsynced and renamed, so a folder with this name is whole.
+`saver.py` writes it to a temporary folder, which is fsynced and renamed, so a folder with this name is whole.
 DeepSpeed's own checkpoint files are not used: they are pickles, bound to one stage and world size.
 """
 
@@ -26,21 +26,21 @@ from tgm_scale.runtime.tensors import no_weights, open_tensors, tensor_in
 
 @dataclass
 class Progress:
-    """All of a run's state that is not weights: one small object. The data's position is the step."""
+    """The run's state other than weights: one small object. The position in the data is the step."""
 
     step: int = 0
-    updates: int = 0  # that were made: Adam's own count. Less than `step` where updates were refused
+    updates: int = 0  # updates made: Adam's own count, less than `step` where updates were refused
     skipped: dict[str, int] = field(default_factory=dict)  # broken samples so far, by reason
-    losses: list[float] = field(default_factory=list)  # of the newest updates made, which a spike is measured against
-    refused: list[list[str]] = field(default_factory=list)  # samples of each of the last steps, whose updates were not
+    losses: list[float] = field(default_factory=list)  # losses of the newest updates made, the reference for spikes
+    refused: list[list[str]] = field(default_factory=list)  # samples of each refused step since the last update
 
 
 def newest_whole(root: Path, damaged: dict[Path, str]) -> Reader | None:
-    """The newest checkpoint with a valid manifest and whole files that is not in `damaged`; damaged ones found on the
-    way are added there, with the reason. None in a new run.
+    """Return the newest checkpoint with a valid manifest and whole files that is not in `damaged`, or None in a new
+    run. Damaged ones met on the way are added to `damaged`, with the reason.
 
-    Raises ValueError that names each where all are damaged, NewerFormat, OSError where the storage does not answer:
-    another start may find what this one cannot read."""
+    Raises ValueError that names each where all are damaged, NewerFormat, and OSError where the storage does not
+    answer: another start may be able to read the checkpoint."""
     ours = [(step, folder) for folder in root.glob("step-*") if (step := step_of(folder)) is not None]
     for _, folder in sorted(ours, reverse=True):
         if folder in damaged or not folder.is_dir():
@@ -61,7 +61,7 @@ def newest_whole(root: Path, damaged: dict[Path, str]) -> Reader | None:
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: the newest `newest`, and those whose step is a multiple of `multiples_of`."""
+    """Retention rule: the newest `newest` checkpoints stay, and those whose step is a multiple of `multiples_of`."""
 
     newest: int
     multiples_of: int | None = None
@@ -72,16 +72,16 @@ class Retention:
 
 
 def digest(path: Path) -> str:
-    """The hash of a file that the manifest keeps: blake2b of 16 bytes, in hexadecimal."""
+    """Return the hash of a file for the manifest: 16 bytes of blake2b, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 class Reader:
-    """The tensors of a checkpoint by name, read one at a time. Raises ValueError for a folder that is not whole.
+    """Tensors of a checkpoint by name, read one at a time. Raises ValueError for a folder that is not whole.
 
-    checked: every file is looked at and opened. Without it a file is opened once a tensor of it is read: on 4,096
-    ranks that each look at all 4,096 files a storage answers 17 million times."""
+    checked: check and open every file. Otherwise a file is opened when one of its tensors is read: with 4,096 ranks
+    that each check all 4,096 files, the storage answers 17 million requests."""
 
     def __init__(self, folder: Path, checked: bool = True):
         self.folder = folder
@@ -90,7 +90,7 @@ class Reader:
         self._streams: dict[str, Any] = {}
         self._file_of: dict[str, str] = {}
         for entry in self.manifest["files"]:
-            stated = entry.get("tensors")  # earlier checkpoints do not say what is in a file
+            stated = entry.get("tensors")  # older checkpoints do not list a file's tensors
             keys = self._open(entry["name"]).keys() if checked or stated is None else stated
             if stated is not None and {*keys} != {*stated}:
                 differing = ", ".join(sorted({*keys} ^ {*stated})[:5])
@@ -99,7 +99,7 @@ class Reader:
 
     @property
     def opened(self) -> int:
-        """How many files were."""
+        """Number of files opened so far."""
         return len(self._streams)
 
     def _open(self, name: str) -> Any:
@@ -114,7 +114,7 @@ class Reader:
     @property
     def progress(self) -> Progress:
         told = self.manifest["progress"]
-        return Progress(**{"updates": told["step"], **told})  # older checkpoints have steps alone
+        return Progress(**{"updates": told["step"], **told})  # older checkpoints have steps only
 
     def names(self) -> list[str]:
         return sorted(key.removesuffix(".weight") for key in self._file_of if key.endswith(".weight"))
@@ -126,12 +126,12 @@ class Reader:
         return tensor_in(self._open(self._file_of[key]), key, self.folder)
 
     def weights(self) -> dict[str, Tensor]:
-        """All weights, fp32, without the moments."""
+        """Return all weights, fp32, without the moments."""
         return {name: self.tensor(name) for name in self.names()}
 
     def verify(self, share: int = 0, of: int = 1, quick: bool = False) -> None:
-        """Compare this share of the files, of so many shares, with their hashes: without arguments every file.
-        `quick`: with their sums, where the manifest has some. Raises ValueError that names the first that differs."""
+        """Compare share number `share` of `of` shares of the files with their hashes: by default every file. `quick`:
+        compare sums where the manifest has them. Raises ValueError that names the first file that differs."""
         for entry in self.manifest["files"][share::of]:
             file = self.folder / entry["name"]
             kind, hashed = ("sums", sums) if quick and entry.get("sums") is not None else ("blake2b", digest)
@@ -140,7 +140,7 @@ class Reader:
 
 
 def restore(engine: Any, folder: Path) -> Progress:
-    """Set the engine to a checkpoint, at this run's own stage and world size. Collective."""
+    """Load a checkpoint into the engine, at this run's own stage and world size. Collective."""
     reader = Reader(folder, checked=False)
     ours = {name for name, _ in engine_state.named_parameters(engine)}
     if ours != set(reader.names()):

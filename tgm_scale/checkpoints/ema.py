@@ -12,8 +12,8 @@ from tgm_scale.checkpoints import beside
 from tgm_scale.checkpoints.checkpoint import Reader
 
 _NAME = "ema"
-_MANY = 1 << 30  # updates after which an average is all but its own decay's, below 1 - 1e-8
-_UPDATES = "updates averaged"  # beside the weights in the file; of earlier files not
+_MANY = 1 << 30  # updates after which the division is negligible, for decays below 1 - 1e-8
+_UPDATES = "updates averaged"  # key beside the weights in the file; absent in older files
 
 
 def file_of(folder: Path, step: int) -> Path:
@@ -21,13 +21,15 @@ def file_of(folder: Path, step: int) -> Path:
 
 
 class Average:
-    """decay * average + (1 - decay) * weight after each update, in float32, the same on each process.
+    """Exponential average: decay * average + (1 - decay) * weight after each update, float32, the same on every
+    process.
 
-    Divided by the sum of these shares (as Adam's means, Kingma and Ba 2015, section 3): the first weights, which are
-    random where training is from scratch, are no part of it. So it goes with averages that `HeadNorm` keeps likewise.
+    Divided by the sum of these shares (as Adam's means, Kingma and Ba 2015, section 3), so the first weights, which
+    are random in training from scratch, have no part in it. It matches the averages that `HeadNorm` keeps in the same
+    way.
 
-    weights: gives (name, float32 weight) anew at each call, what Adam updates: a bf16 copy would be rounded by up to
-    0.2 %, and does not move at all by less. Collective where `weights` is."""
+    weights: yields (name, float32 weight) anew at each call, the masters that Adam updates: a bf16 copy is rounded by
+    up to 0.2 %, and does not move at all for smaller changes. Collective where `weights` is."""
 
     def __init__(self, weights: Callable[[], Iterable[tuple[str, Tensor]]], decay: float, folder: Path) -> None:
         self._weights, self._decay, self._folder = weights, decay, folder
@@ -42,11 +44,11 @@ class Average:
             self._values[name].lerp_(value.detach().float(), share)
 
     def write(self, step: int, retained: list[int]) -> None:
-        """As `beside.write`."""
+        """Write the average for a step, as `beside.write` does."""
         beside.write(self._folder, _NAME, step, retained, {**self._values, _UPDATES: torch.tensor(self._updates)})
 
     def read(self, step: int) -> None:
-        """Continue from the average of a checkpoint. Raises ValueError where it is none of this model."""
+        """Continue from the average of a checkpoint. Raises ValueError where it belongs to another model."""
         found, updates = _read(self._folder, step)
         if {name: value.shape for name, value in found.items()} != {
             name: value.shape for name, value in self._values.items()
@@ -58,13 +60,13 @@ class Average:
 
 
 def read(folder: Path, step: int) -> dict[str, Tensor]:
-    """The averaged weights by name. Raises ValueError where the file is missing or damaged."""
+    """Return the averaged weights by name. Raises ValueError where the file is missing or damaged."""
     return _read(folder, step)[0]
 
 
 def _read(folder: Path, step: int) -> tuple[dict[str, Tensor], int]:
-    """The averaged weights, and over how many updates; of an earlier version's file, which began with the first
-    weights, over all that count."""
+    """Return the averaged weights and their number of updates. An older version's file, which began with the first
+    weights, counts as one of so many that the division is negligible."""
     file = file_of(folder, step)
     if not file.is_file():
         raise ValueError(f"{file}: missing; finetune.ema cannot be switched on in the middle of a run")
@@ -74,6 +76,7 @@ def _read(folder: Path, step: int) -> tuple[dict[str, Tensor], int]:
 
 
 def averaged_file(checkpoint: Reader) -> Path | None:
-    """The file of the averaged weights, of a checkpoint whose run tests them; None where it tests the others."""
+    """Return the file of averaged weights of a checkpoint whose run evaluates them; None where it evaluates the
+    others."""
     decay = ((checkpoint.manifest.get("config") or {}).get("finetune") or {}).get("ema")
     return file_of(checkpoint.folder.absolute().parents[1], checkpoint.progress.step) if decay else None

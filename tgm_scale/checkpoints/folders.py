@@ -1,4 +1,4 @@
-"""The folders of a run's checkpoints, each named by its step. Nothing heavy is imported for a look at them."""
+"""Folders of a run's checkpoints, each named by its step. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _STEP = re.compile(r"step-(\d{8,12})")
 
 
 def step_of(folder: Path) -> int | None:
-    """The step that a checkpoint's folder is named by; None for a name that is not ours, such as step-00000030.bak."""
+    """Return the step in a checkpoint folder's name; None for a foreign name, such as step-00000030.bak."""
     found = _STEP.fullmatch(folder.name)
     return int(found[1]) if found and folder.name == f"step-{int(found[1]):08d}" else None
 
@@ -20,7 +20,7 @@ def folder_of(root: Path, step: int) -> Path:
 
 
 def steps_in(root: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, ascending. Other names are ignored."""
+    """Return the steps of the checkpoints in a folder, ascending. Other names are ignored."""
     found = (step_of(file.parent) for file in root.glob(f"step-*/{MANIFEST}"))
     return sorted(step for step in found if step is not None)
 

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint, validated as a whole before anything in it is used; sums of its files."""
+"""The manifest of a checkpoint, validated as a whole before any of it is used; fast sums of its files."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ FORMAT = 1
 NAME = MANIFEST
 _SIDE = 512
 _BLOCK = 8 * _SIDE * _SIDE  # bytes
-_LARGEST = 64 << 20  # bytes: 300,000 ranks' files
+_LARGEST = 64 << 20  # bytes: the files of 300,000 ranks
 _SHARE = re.compile(r"state-(\d{5,})-of-(\d{5,})\.safetensors")
 
 
 class NewerFormat(ValueError):
-    """Written by a later version; this one must not resume that run from an older checkpoint."""
+    """Manifest of a later version; this version must not resume that run from an older checkpoint."""
 
 
 class _File(BaseModel):
     model_config = ConfigDict(strict=True)
-    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=255)  # plain: of a file in the folder
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=255)  # plain name of a file in the folder
     bytes: int = Field(ge=0)
     blake2b: str | None = None
-    sums: str | None = None  # see `sums`; earlier checkpoints have none
-    tensors: list[str] | None = None  # keys of what is in the file; earlier checkpoints do not say
+    sums: str | None = None  # see `sums`; absent in older checkpoints
+    tensors: list[str] | None = None  # keys of the tensors in the file; absent in older checkpoints
 
 
 class _Progress(BaseModel):
@@ -60,7 +60,7 @@ class _Averages(BaseModel):
 
 
 class _HeadNorm(BaseModel):
-    """Of `finetune.head_norm`: statistics of a classifier's features, and those that go with averaged weights."""
+    """Statistics of a classifier's features (`finetune.head_norm`), for the last and for the averaged weights."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     last: _Averages
@@ -68,7 +68,7 @@ class _HeadNorm(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """Fields that every checkpoint has, and types of those that it may have."""
+    """Fields that every checkpoint has, and types of the optional ones."""
 
     model_config = ConfigDict(strict=True)
     progress: _Progress
@@ -98,8 +98,8 @@ class _Manifest(BaseModel):
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint's folder. Raises ValueError that names the file and what is wrong with it,
-    NewerFormat for one of a later version, OSError where the storage does not answer."""
+    """Return the manifest of a checkpoint folder. Raises ValueError that names the file and its fault, NewerFormat for
+    a later version's manifest, OSError where the storage does not answer."""
     file = folder / NAME
     if not file.is_file():
         raise ValueError(f"{folder}: not a checkpoint of this project (no {NAME})")
@@ -121,13 +121,13 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def to_json(tree: dict[str, Any]) -> str:
-    """The text of a manifest, with a hash of its own contents."""
+    """Return the text of a manifest, with a hash of its own contents."""
     plain = json_of(json.dumps({"format": FORMAT, **tree}))
     return json.dumps({**plain, "blake2b": digest(plain)}, indent=1)
 
 
 def digest(tree: dict[str, Any]) -> str:
-    """The hash of all that a manifest says beside that hash: of its JSON with sorted keys."""
+    """Return the hash of a manifest's contents other than that hash: of its JSON with sorted keys."""
     rest = {key: value for key, value in tree.items() if key != "blake2b"}
     return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -143,19 +143,19 @@ def _tree(file: Path) -> dict[str, Any]:
 
 
 def sums(path: Path) -> str:
-    """A fast hash of a file against damage (not against attackers), in hexadecimal. Raises OSError.
+    """Return a fast hash of a file against damage (not against attackers), in hexadecimal. Raises OSError.
 
-    A start reads gigabytes of state, and blake2b (0.7 GB/s on one core) takes longer for that than the rest of
-    resuming does. So the file's 64-bit words are summed first, in blocks of 512 rows of 512, by row and by column, and
-    the sums are hashed: 9 GB a second. One word that changed changes a sum of each kind; words or blocks that changed
-    places, too. Not seen: changes of four words at the corners of a rectangle of a block that cancel (of their highest
-    bits, say); `tgm-scale check` sees those, which compares blake2b."""
+    A start reads gigabytes of state, and blake2b (0.7 GB/s on one core) would take longer than the rest of resuming.
+    So the file's 64-bit words are first summed by row and by column, in blocks of 512 x 512 words, and the sums are
+    hashed: 9 GB/s. One changed word changes a sum of each kind; so do words or blocks that swap places. Not detected:
+    changes of four words at the corners of a rectangle in a block that cancel (of their highest bits, say). `tgm-scale
+    check` compares blake2b and detects those."""
     with path.open("rb") as file:
         return sums_of(file)
 
 
 def sums_of(stream: io.BufferedIOBase) -> str:
-    """As `sums`, of what is left to read."""
+    """Return the hash of `sums` for the rest of a stream."""
     found, block = hashlib.blake2b(digest_size=16), bytearray(_BLOCK)
     while size := stream.readinto(block):
         if size < _BLOCK:

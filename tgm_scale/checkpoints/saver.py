@@ -1,9 +1,9 @@
 """Checkpoints written during training.
 
-A save stops the training only while the state is copied to the host's memory (12 bytes per parameter, divided over the
-ranks). A thread writes the copy; once all ranks' files are written, the ranks agree on that at a step and rank 0 gives
-the folder its name. A kill before that leaves the checkpoint before as the newest. If a host's memory is too small for
-the copy, the training waits while each tensor is written as it is gathered."""
+A save stops training only while the state is copied to host memory (12 bytes per parameter, divided over the ranks).
+A thread writes the copy. Once all ranks' files are written, the ranks agree on that at a step, and rank 0 renames the
+folder. After a kill before that, the previous checkpoint is the newest. If a host's memory is too small for the copy,
+training waits while each tensor is written as it is gathered."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.runtime.files import describe_os_error, sync
 from tgm_scale.runtime.tensors import save_tensors
 
-_KEEP_FREE = 0.1  # of a host's memory, which a copy of the state must leave
+_KEEP_FREE = 0.1  # share of a host's memory that a copy of the state must leave free
 _TEMPORARY = ".writing-"
 _DROPPED = ".dropped-"
 
 
 class Saver:
-    """Writes checkpoints in `root` and deletes old ones by the retention rule. At most one is being written.
+    """Writer of checkpoints in `root`, which deletes old ones by the retention rule. At most one is in writing.
 
-    `begin` and `finish` are collective. They raise OSError on every rank, naming the ranks and reasons, where one
-    could not write; the checkpoints before stay as they are.
+    `begin` and `finish` are collective. Where a rank cannot write, they raise OSError on every rank, naming the ranks
+    and reasons; the previous checkpoints stay as they are.
 
-    keep_free: the share of a host's memory that must be left for a copy of the state to be made."""
+    keep_free: share of a host's memory that must stay free for a copy of the state to be made."""
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class Saver:
         self._pending: Pending | None = None
 
     def begin(self, engine: Any, progress: Progress, facts: dict) -> None:
-        """Copy the state and write it in the background, after the save before is finished. A step that is saved stays
-        as it is: to write it again would leave none for a moment, where one is kept.
+        """Copy the state and write it in the background, after finishing the previous save. A step that is already
+        saved stays: rewriting it would leave none for a moment, where one is kept.
 
-        facts: what a reader needs beside the tensors (the model's shape, the configuration)."""
+        facts: what a reader needs besides the tensors (the model's shape, the configuration)."""
         self.finish()
         if self.collectives.any(self.process.is_main and self._has(progress)):
             return
@@ -74,28 +74,28 @@ class Saver:
         self._pending = pending
 
     def _has(self, progress: Progress) -> bool:
-        """Whether this state is a whole checkpoint already, as after a stop at a step that was due."""
+        """Return whether this state is already a whole checkpoint, as after a stop at a step where a save was due."""
         try:
             return Reader(folder_of(self.root, progress.step)).progress == progress
         except (OSError, ValueError):
             return False
 
     def _would_fit(self, share: RankShare) -> bool:
-        """Whether every host has the memory for a copy of its ranks' shares. Collective."""
+        """Return whether every host has the memory for a copy of its ranks' shares. Collective."""
         node = platform.node()
         needed = sum(size for other, size in self.collectives.gather((node, share.bytes)) if other == node)
         left = memory.free_bytes() - needed
         return not self.collectives.any(left < self.keep_free * memory.total_bytes())
 
     def written(self) -> bool:
-        """Whether this rank's file is written, or failed to be: the next `finish` does not wait for this rank."""
+        """Return whether this rank's file is written, or has failed: the next `finish` does not wait for this rank."""
         return self._pending is not None and self._pending.ended()
 
     def finish(self) -> Path | None:
-        """Make the save begun last a checkpoint, waiting for it where need be. Returns its folder, or None.
+        """Complete the last save, waiting for it where necessary. Return its folder, or None without one.
 
-        Old ones are deleted in the background: the other ranks are in the next update by then, where they would wait
-        for a slow storage, and may take it for a hang."""
+        Old checkpoints are deleted in the background: by then the other ranks are in the next update, where they would
+        wait for slow storage, and might take it for a hang."""
         self.settle()
         pending, self._pending = self._pending, None
         if pending is None:
@@ -115,12 +115,12 @@ class Saver:
             self._dropping = None
 
     def _drop(self) -> None:
-        """Drop old checkpoints. One that cannot be deleted causes one warning: it costs space, not the run.
+        """Delete old checkpoints. One that cannot be deleted causes one warning: it costs space, not the run.
 
-        Each is renamed first: a process that is killed amid this leaves no half of a checkpoint under its name, and
-        the next save deletes the rest."""
+        Each is renamed first, so that a process killed meanwhile leaves no half checkpoint under its name; the next
+        save deletes the rest."""
         old: list[Path] = []
-        with suppress(OSError):  # a folder that cannot be listed for now: the next save drops them
+        with suppress(OSError):  # a folder that cannot be listed for now: the next save deletes them
             old = [folder_of(self.root, step) for step in self.retention.dropped(steps_in(self.root))]
             old += self.root.glob(f"{_DROPPED}*")
         for folder in old:
@@ -152,8 +152,8 @@ class Saver:
 
 
 def finish_renaming(root: Path) -> None:
-    """Give a save its name that was killed between the two renames of `Pending.commit`: its manifest is written last,
-    so it is whole. Else that step, and with `checkpoint.keep=1` the run, would have no checkpoint. Raises OSError."""
+    """Rename a save that was killed between the two renames of `Pending.commit`. It is whole, since its manifest is
+    written last. Else that step, and with `checkpoint.keep=1` the run, would have no checkpoint. Raises OSError."""
     for aside in root.glob(f"{_TEMPORARY}step-*"):
         final = root / aside.name.removeprefix(_TEMPORARY)
         step = step_of(final)
@@ -163,12 +163,12 @@ def finish_renaming(root: Path) -> None:
 
 
 class Pending:
-    """One checkpoint on its way to the disk, in one file for each of the first `files` ranks (default: all)."""
+    """Checkpoint in writing, with one file for each of the first `files` ranks (default: all)."""
 
     def __init__(self, root: Path, progress: Progress, facts: dict, process: ProcessInfo, files: int | None = None):
         self.root, self.facts, self.process = root, facts, process
         self.files = process.world_size if files is None else files
-        self.progress = replace(progress, skipped=dict(progress.skipped))  # the run's own changes meanwhile
+        self.progress = replace(progress, skipped=dict(progress.skipped))  # the run changes its own meanwhile
         self.final = folder_of(root, progress.step)
         self.work = root / f"{_TEMPORARY}{progress.step:08d}"
         self._entry: dict[str, Any] = {}
@@ -188,7 +188,7 @@ class Pending:
         return self.work / f"state-{self.process.rank:05d}-of-{self.files:05d}.safetensors"
 
     def start(self, copy: dict[str, Tensor]) -> None:
-        """Write a copy of this rank's share, in the background."""
+        """Write a copy of this rank's share in the background."""
         if self._has_none():
             return
         # a daemon: a run that fails must not wait for a disk
@@ -196,7 +196,8 @@ class Pending:
         self._thread.start()
 
     def write_now(self, share: RankShare) -> None:
-        """Write this rank's share while it is gathered. Collective: all go to the end, also one that cannot write."""
+        """Write this rank's share as it is gathered. Collective: all ranks continue to the end, even one that cannot
+        write."""
         gathered = iter(share)
         if self._has_none():
             for _ in gathered:
@@ -213,7 +214,7 @@ class Pending:
                 pass
 
     def _has_none(self) -> bool:
-        """Whether this rank has nothing to write, as most have where there are more of them than parameters."""
+        """Return whether this rank has nothing to write, as most where there are more ranks than parameters."""
         if self.process.rank >= self.files:
             self._entry = {"tensors": []}
         return bool(self._entry)
@@ -222,8 +223,8 @@ class Pending:
         return self._thread is None or not self._thread.is_alive()
 
     def wait(self) -> dict[str, Any]:
-        """This rank's entry in the manifest, without a name where it has no file; or the error that kept its file from
-        being written."""
+        """Return this rank's entry in the manifest, without a name if it has no file; or the error that kept its file
+        from being written."""
         if self._thread is not None:
             self._thread.join()
         assert self._entry, "a thread that ends leaves an entry"
@@ -236,7 +237,7 @@ class Pending:
         except OSError as error:
             wanted = sum(tensor.nbytes for tensor in copy.values())
             self._entry = {"error": describe_os_error(error, self.root, wanted)}
-        except Exception as error:  # whatever it is, all ranks are told, and none waits for this one
+        except Exception as error:  # whatever it is, all ranks learn of it, and none waits for this one
             self._entry = {"error": f"the thread that writes it failed ({type(error).__name__}: {error})"}
 
     def _written(self, tensors: list[str]) -> None:
@@ -246,16 +247,16 @@ class Pending:
         self._entry = {**entry, "tensors": sorted(tensors)}
 
     def commit(self, files: list[dict[str, Any]]) -> str | None:
-        """Write the manifest and give the folder its name; the error where that failed."""
+        """Write the manifest and rename the folder. Return the error where that failed."""
         progress = asdict(self.progress)
-        if not progress["refused"]:  # of most: earlier versions do not know it
+        if not progress["refused"]:  # in most runs: earlier versions do not know this field
             del progress["refused"]
         text = manifest.to_json({"progress": progress, "files": [one for one in files if "name" in one], **self.facts})
         try:
             (self.work / manifest.NAME).write_text(text, encoding="utf-8")
             sync(self.work / manifest.NAME)
             sync(self.work)
-            if os.path.lexists(self.final):  # damaged, or of other samples: away at once, not file by file
+            if os.path.lexists(self.final):  # damaged, or of other samples: moved away at once, not by file
                 self.final.rename(self.root / f"{_TEMPORARY}{self.final.name}")
             self.work.rename(self.final)
             sync(self.root)
@@ -267,7 +268,7 @@ class Pending:
 
 
 def _remove(path: Path) -> None:
-    """Also what is no folder, though it has the name of one."""
+    """Delete a folder, or a file or link in its place."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,5 +1,5 @@
-"""Which parameters each rank writes, their state as it is gathered, and a safetensors file written tensor by
-tensor."""
+"""The parameters that each rank writes, their state as it is gathered, and a safetensors file written one tensor at a
+time."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tgm_scale.runtime.distributed import ProcessInfo
 
 
 class RankShare:
-    """This rank's share of the state: whole parameters, distributed in shares of similar size.
+    """This rank's share of the state: whole parameters, in shares of similar size.
 
-    No rank holds the whole model: iteration gathers one parameter at a time and yields this rank's, on the CPU. It is
-    collective: every rank iterates to the end."""
+    No rank holds the whole model: iteration gathers one parameter at a time and yields this rank's own on the CPU. It
+    is collective: every rank iterates to the end."""
 
     def __init__(self, engine: Any, process: ProcessInfo):
         named = dict(engine_state.named_parameters(engine))
         owner = _owners({name: _size(p) for name, p in named.items()}, process.world_size)
         self._engine, self._own = engine, {name for name in named if owner[name] == process.rank}
-        self.files = min(process.world_size, len(named))  # that all ranks write: the others have nothing
+        self.files = min(process.world_size, len(named))  # files of all ranks: ranks beyond have nothing to write
         self._parts = engine_state.parts_of(engine)
         self.bytes = sum(4 * len(self._parts) * _size(named[name]) for name in self._own)
-        # under ZeRO-3 a parameter's own shape is that of nothing
+        # under ZeRO-3 a parameter's own shape is empty
         self.shapes = {
             f"{name}.{part}": tuple(getattr(p, "ds_shape", p.shape))
             for name, p in named.items()
@@ -46,11 +46,12 @@ class RankShare:
 
 
 def _size(parameter: torch.nn.Parameter) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())  # under ZeRO-3 numel() is that of the partition
+    return getattr(parameter, "ds_numel", parameter.numel())  # under ZeRO-3 numel() counts the partition only
 
 
 def _owners(sizes: dict[str, int], world_size: int) -> dict[str, int]:
-    """Each parameter to the rank with the least so far, the largest first: those that get any are the first ranks."""
+    """Return each parameter's rank: the largest first, to the rank with the least so far. Ranks with any come
+    first."""
     loads = [(0, rank) for rank in range(world_size)]  # a heap
     owner = {}
     for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
@@ -59,12 +60,12 @@ def _owners(sizes: dict[str, int], world_size: int) -> dict[str, int]:
     return owner
 
 
-_ALIGNED = 8  # bytes: where the data begin, as the library has it
+_ALIGNED = 8  # bytes: alignment of the data, as in the library
 
 
 class TensorFile:
-    """float32 tensors, appended in the order of `shapes`; a context manager. Raises OSError as writing does. The
-    library's own writer wants all tensors at once.
+    """float32 tensors, appended in the order of `shapes`; a context manager. Raises OSError where writing fails. The
+    library's own writer needs all tensors at once.
 
     Format: https://github.com/huggingface/safetensors, a length of 8 bytes, a JSON header, the data without gaps."""
 

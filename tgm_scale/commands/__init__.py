@@ -1,2 +1,2 @@
-"""The arguments of every command of `tgm-scale`: what a command does is in the packages below, imported when it
+"""Arguments of every `tgm-scale` command. The implementations are in the packages below, imported when a command
 runs."""

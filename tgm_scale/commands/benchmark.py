@@ -1,4 +1,4 @@
-"""`tgm-scale benchmark ...`: a part of the framework measured on this machine."""
+"""`tgm-scale benchmark ...`: measurements of parts of the framework on this machine."""
 
 from __future__ import annotations
 

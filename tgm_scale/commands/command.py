@@ -1,4 +1,4 @@
-"""What a command is, and arguments that several commands take. Nothing heavy is imported here or beside it."""
+"""Description of a command, and arguments shared by several. Modules of this package import nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tgm_scale.runtime.command import KEYS
 
 @dataclass(frozen=True)
 class Command:
-    """words: as one types it, such as `shards make`; summary: its line in the list of commands; examples: the end of
-    its help; description: the beginning of it, the summary where there is none; when_stopped: what becomes of the work
-    where it is stopped; former: the name of the file in tools/ that calls it, without .py."""
+    """Description of a command. words: as typed, such as `shards make`; summary: its line in the list of commands;
+    examples: end of its help; description: beginning of its help, by default the summary; when_stopped: message on the
+    work's state after an interruption; former: name of the file in tools/ that calls it, without .py."""
 
     words: str
     summary: str
@@ -30,12 +30,12 @@ class Command:
 
 
 def later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
-    """A command that a function of a module is, imported when it runs."""
+    """Return a command's `run` that imports the function's module when called."""
     return lambda options: getattr(importlib.import_module(module), function)(options)
 
 
 def add_configuration(parser: argparse.ArgumentParser, packaged: str = "debug", required: bool = True) -> None:
-    """packaged: the name of one that comes with the project."""
+    """Add --config and overrides. packaged: name of a configuration that comes with the project."""
     parser.add_argument(
         "--config", required=required, action=Once, metavar="FILE", help=f"a YAML file; `{packaged}` is a packaged one"
     )
@@ -47,7 +47,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_rewriting(parser: argparse.ArgumentParser) -> None:
-    """What commands share that write shards anew (data/building/rewriting.py), beside --shards and --output."""
+    """Add the options of commands that rewrite shards (data/building/rewriting.py), besides --shards and --output."""
     add = parser.add_argument
     add(
         "--max-left-out",
@@ -63,7 +63,7 @@ def add_rewriting(parser: argparse.ArgumentParser) -> None:
 
 
 class Once(argparse.Action):
-    """An option that may not come twice, where somebody may mean several: of `store` the last would win in silence."""
+    """Option that may not be given twice, as if it took several values: with `store` the last would win silently."""
 
     def __call__(
         self,
@@ -79,8 +79,8 @@ class Once(argparse.Action):
 
 
 def part_names(options: argparse.Namespace, lists: dict[str, list[str]]) -> None:
-    """Part the names that options take as lists from the overrides behind them. lists: each option, and what it is
-    where it was not given. Raises ValueError where it was, and there is no name."""
+    """Separate the names given to list options from the overrides that follow them. lists: each option with its
+    default. Raises ValueError where an option was given without a name."""
     overrides = {*options.overrides}
     for name, default in lists.items():
         given = getattr(options, name) or default
@@ -93,7 +93,7 @@ def part_names(options: argparse.Namespace, lists: dict[str, list[str]]) -> None
 
 
 def number(text: str) -> float:
-    """The type of an argument that is a number, and not `nan`, which every comparison passes or fails alike."""
+    """Argument type: a finite number, not `nan`, which all comparisons treat alike."""
     with suppress(ValueError):
         if math.isfinite(value := float(text)):
             return value
@@ -101,7 +101,7 @@ def number(text: str) -> float:
 
 
 def positive(text: str, most: int = 10**9) -> int:
-    """The type of an argument that counts something."""
+    """Argument type: a whole number from 1 to `most`."""
     if not text.isdecimal() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"wanted a whole number from 1 to {most:,}, found {text[:60]!r}")
     return int(text)

@@ -1,4 +1,4 @@
-"""Checkpoints from and to the formats of the field, each conversion checked by its outputs."""
+"""`tgm-scale convert`: checkpoints from and to the formats of the field, each conversion checked by its outputs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
 
     try:
         _convert(options)
-    except RuntimeError as failure:  # torch's own, where weights that were read do not go together
+    except RuntimeError as failure:  # torch's own, where the weights read do not match one another
         raise ConversionFailed(str(failure)) from failure
     return 0
 
@@ -102,7 +102,7 @@ def _convert(options: argparse.Namespace) -> None:
     carded = options.to == "huggingface"
     if options.evaluation and not carded:
         raise ValueError(f"--evaluation: for the model card of --to huggingface, not of --to {options.to}")
-    if carded:  # before the work: --evaluation may be mistaken
+    if carded:  # before the work: --evaluation may be wrong
         kind = FinetuneConfig if "finetune" in (source.config or {}) else Config
         name = Path(options.output).resolve().name
         export = Export(name, options.input, options.raw, options.classes or 0, kind)
@@ -132,7 +132,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _grouped(names: list[str]) -> str:
-    """Names, those of one stack of blocks told by their number."""
+    """Return names as text, with each stack of blocks reduced to its number of tensors."""
     plain = [name for name in names if ".blocks." not in name]
     stacks = {name.split(".blocks.")[0] for name in names if ".blocks." in name}
     counted = [f"{stack}.blocks ({sum(x.startswith(f'{stack}.blocks.') for x in names)} tensors)" for stack in stacks]

@@ -1,4 +1,4 @@
-"""Pages: `tgm-scale report` of a run, `tgm-scale preview` of what masking would hide in clips of one's own."""
+"""Pages: `tgm-scale report` on a run, `tgm-scale preview` of the masks on clips of one's own."""
 
 from __future__ import annotations
 

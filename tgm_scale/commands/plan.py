@@ -1,4 +1,4 @@
-"""`tgm-scale plan`: what a run will cost, and what a machine can hold. `tgm-scale tune`: the fastest way to run it."""
+"""`tgm-scale plan`: costs of a run, or the largest model for a machine. `tgm-scale tune`: the fastest settings."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _scaled(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def _machine(options: argparse.Namespace) -> Machine:
-    """With a card's memory and power only where it is named, or assumed because no rate was given."""
+    """Return the machine, with a card's memory and power only if it is named, or assumed without a given rate."""
     from tgm_scale.planning import cards, rates
     from tgm_scale.planning.machine import Machine, card_of, refuse_crowded, shape_of
     from tgm_scale.planning.network import Network

@@ -1,4 +1,4 @@
-"""Runs: started, looked at, compared, checked."""
+"""Commands on runs: start, status, comparison, check."""
 
 from __future__ import annotations
 

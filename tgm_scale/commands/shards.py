@@ -1,4 +1,4 @@
-"""`tgm-scale shards ...`: shards made, looked through, captioned, and copied with relevance maps beside every clip."""
+"""`tgm-scale shards ...`: make shards, check them, caption them, and copy them with a relevance map for each clip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All commands of `tgm-scale` by group, their list in words, and the nearest to what was typed."""
+"""All commands of `tgm-scale` by group, their list as text, and the commands nearest to a typed one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ GROUPS: dict[str, list[Command]] = {
     "measuring": benchmark.COMMANDS,
 }
 COMMANDS = {command.words: command for group in GROUPS.values() for command in group}
-FAMILIES = {words.split()[0] for words in COMMANDS if " " in words}  # whose commands are of two words
+FAMILIES = {words.split()[0] for words in COMMANDS if " " in words}  # first words of two-word commands
 _WIDTH = max(map(len, COMMANDS))
-_NEAR = 0.6  # of difflib's ratio, its own default: `pretrian` is 0.88 to `pretrain`, 0.5 to anything else
+_NEAR = 0.6  # difflib's ratio, with its own default: `pretrian` is 0.88 to `pretrain`, 0.5 to any other command
 
 
 def find(given: Sequence[str]) -> tuple[Command | None, Sequence[str]]:
-    """The command that the first words name, and the words behind them."""
+    """Return the command named by the first words, and the words after them."""
     for words in (1, 2):
         if (found := COMMANDS.get(" ".join(given[:words]))) is not None:
             return found, given[words:]
@@ -32,13 +32,13 @@ def find(given: Sequence[str]) -> tuple[Command | None, Sequence[str]]:
 
 
 def described() -> str:
-    """Every command in a line, by group."""
+    """Return the list of commands by group, one per line."""
     groups = [f"{group}:\n" + "\n".join(map(_line, commands)) for group, commands in GROUPS.items()]
     return "\n\n".join(groups)
 
 
 def family(first: str) -> str:
-    """The commands that begin with a word, a line each."""
+    """Return the commands that begin with a word, one per line."""
     return "\n".join(_line(command) for words, command in COMMANDS.items() if words.split()[0] == first)
 
 
@@ -47,8 +47,8 @@ def _line(command: Command) -> str:
 
 
 def nearest(given: Sequence[str]) -> list[str]:
-    """Commands whose words, last word or former name are like what was typed, the likest first; after the first word
-    of a family those of the family."""
+    """Return commands whose words, last word or former name resemble the input, the most similar first; after the
+    first word of a family only its commands."""
     if given[0] in FAMILIES:
         scores = {words: _likeness(given[1], words.split()[1]) for words in COMMANDS if words.split()[0] == given[0]}
     else:
@@ -61,7 +61,8 @@ def nearest(given: Sequence[str]) -> list[str]:
 
 
 def _likeness(typed: str, name: str) -> float:
-    """From 0 to 1; case, the folder and ending of a file, and what stands between words make no difference."""
+    """Return a similarity from 0 to 1, regardless of case, a file's folder and ending, and separators between
+    words."""
     plain, known = typed.lower().rpartition("/")[2].removesuffix(".py"), name
     for sign in "-_ ":
         plain, known = plain.replace(sign, ""), known.replace(sign, "")

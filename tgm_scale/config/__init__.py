@@ -1,7 +1,7 @@
 """The typed configuration of a run: strict YAML sections, dotted overrides, checks that need no GPU.
 
 `load("configs/x.yaml", ["train.steps=100"])` returns a frozen `Config` or raises ValueError with every mistake in it:
-the key, what was found, what was wanted, the nearest key that exists.
+the key, the value, the expected value, the nearest existing key.
 """
 
 from tgm_scale.config.data_sections import DataConfig, Section

@@ -1,4 +1,4 @@
-"""Which keys of a section are not at their defaults, and the lines that name those of them that have no effect."""
+"""Keys of a section that are not at their defaults, and the lines that name those without effect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from tgm_scale.config.data_sections import Section
 
 
 def changed(section: Section, prefix: str, among: Iterable[str] | None = None) -> list[str]:
-    """Such as data.stride, of the prefix `data`; a key at its default was not set. among: the keys looked at."""
+    """Return changed keys, such as data.stride for prefix `data`. among: keys to consider; one at its default is
+    unset."""
     fields = type(section).model_fields
     return [
         f"{prefix}.{key}"
@@ -18,5 +19,5 @@ def changed(section: Section, prefix: str, among: Iterable[str] | None = None) -
 
 
 def not_used(found: Mapping[str, Iterable[str]]) -> list[str]:
-    """A line for each reason that has keys."""
+    """Return a line for each reason that has keys."""
     return [f"not used {why}: {', '.join(keys)}" for why, keys in found.items() if keys]

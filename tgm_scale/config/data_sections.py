@@ -1,4 +1,4 @@
-"""The sections on data: corpora, and how clips are drawn from them."""
+"""Configuration sections on data: corpora, and the sampling of clips from them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE, MAX_STRIDE, WEEK
 
 def _finite(value: Any) -> Any:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    if any(isinstance(one, int | float) and not abs(one) <= sys.float_info.max for one in inner):  # integers, too
+    if any(isinstance(one, int | float) and not abs(one) <= sys.float_info.max for one in inner):  # huge ones too
         raise PydanticCustomError("finite_number", "Input should be a finite number")
     return value
 
 
 FrameSampling = Literal["dense", "segments"]
-Finite = Annotated[Any, AfterValidator(_finite)]  # of any form, as YAML gives it, with no number that JSON lacks
+Finite = Annotated[Any, AfterValidator(_finite)]  # any YAML value without numbers that JSON lacks
 
 
 class Section(BaseModel):
@@ -30,14 +30,14 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _not_empty(cls, value: Any, info: ValidationInfo) -> Any:
-        """As a path it would be the current folder; and no tensor and no counter holds more than 64 bits. Raises an
-        error that pydantic gives the key."""
+        """Refuse an empty text, which as a path would be the current folder, and integers beyond the 64 bits of
+        tensors and counters. Raises an error to which pydantic adds the key."""
         if type(value) is int and not -(2**63) <= value < 2**63:
             raise PydanticCustomError("out_of_reach", "wanted a whole number of at most 64 bits")
         if value == "" or (isinstance(value, list) and "" in value):
             raise PydanticCustomError("empty", "wanted a text that is not empty")
         assert info.field_name is not None
-        either = get_args(cls.model_fields[info.field_name].annotation)  # of `str | list[str]`, not of `list[str]`
+        either = get_args(cls.model_fields[info.field_name].annotation)  # matches `str | list[str]`, not `list[str]`
         if value == [] and str in either and len(either) > 1:
             raise PydanticCustomError("none_given", "wanted a text, or a list with one at least")
         return value
@@ -59,14 +59,14 @@ class SyntheticConfig(Section):
 
 
 class CacheConfig(Section):
-    """A folder on a node's own disk for what is read from remote shards."""
+    """Folder on a node's own disk that caches data of remote shards."""
 
     dir: str = Field(description="the folder, on each node's own disk")
     gigabytes: float = Field(100, gt=0, description="the folder's bound: what was not used for the longest goes first")
 
 
 class ClipsConfig(Section):
-    """How training draws clips from videos."""
+    """Sampling of training clips from videos."""
 
     frames: int = Field(16, ge=1, le=MAX_FRAMES, description="frames of a clip")
     sampling: FrameSampling = Field("dense", description="a window of frames, or one of each of equal segments (TSN)")
@@ -100,7 +100,7 @@ class ClipsConfig(Section):
 
 
 class GroupsConfig(Section):
-    """What a clip is of: a subject, a speaker or a scene, of which no two parts of the data share one."""
+    """Groups of clips, such as a subject, a speaker or a scene: no two parts of the data share one."""
 
     group: str = Field("group", description="column of a list, or of a folder's labels.csv, that has a clip's group")
     test_groups: float | tuple[str, ...] | None = Field(

@@ -1,4 +1,4 @@
-"""Configurations in files and from the command line: found, read, laid over, checked, written."""
+"""Configurations in files and on the command line: search, reading, overrides, validation, writing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tgm_scale.config.mistakes import format_errors, with_current_values
 from tgm_scale.config.sections import Config
 from tgm_scale.runtime.outside.yaml_text import yaml_of
 
-# in a wheel inside the package, in a checkout next to it
+# inside the package in a wheel, next to it in a checkout
 _IN_WHEEL = Path(__file__).parents[1] / "configs"
 CONFIGS = _IN_WHEEL if _IN_WHEEL.is_dir() else Path(__file__).parents[2] / "configs"
 
-Kind = TypeVar("Kind", bound=Section)  # of configuration: a pretraining run's, or another made of the same sections
+Kind = TypeVar("Kind", bound=Section)  # a pretraining run's, or another kind made of the same sections
 
 
 def _read_yaml(text: str, origin: str) -> Any:
@@ -36,7 +36,7 @@ def _read_yaml(text: str, origin: str) -> Any:
 
 
 def _joined_keys(tree: Any) -> Iterator[str]:
-    """Keys such as `a:1`, which is what YAML reads in `{a:1}`: that a blank is missing says nobody else."""
+    """Yield keys such as `a:1`, which YAML reads in `{a:1}`: no other check reports the missing blank."""
     inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in inner:
         if isinstance(key, str) and value is None and re.fullmatch(r"\w+:.+", key):
@@ -45,15 +45,15 @@ def _joined_keys(tree: Any) -> Iterator[str]:
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """The configuration of a pretraining run in a YAML file, with `section.key=value` overrides laid over it.
+    """Return a pretraining run's configuration from a YAML file with `section.key=value` overrides.
 
     Raises ValueError that lists every mistake."""
     return checked(read_for_run(path, overrides), str(path), Config, overrides)
 
 
 def packaged(path: str | Path, ending: str) -> Path:
-    """The file at a path, else the one that comes with the project under this name: `configs/debug.yaml` and `debug`
-    are found from any folder. The path itself where there is neither."""
+    """Return the file at a path, else the packaged one of this name: `configs/debug.yaml` and `debug` work in any
+    folder. The path itself where there is neither."""
     given = Path(path)
     if given.is_file() or given.is_absolute():
         return given
@@ -65,9 +65,9 @@ def packaged(path: str | Path, ending: str) -> Path:
 
 
 def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict:
-    """Nested dictionaries from a YAML file with overrides laid over it, not checked yet. Raises ValueError.
+    """Return nested dictionaries from a YAML file with overrides, not validated yet. Raises ValueError.
 
-    A file may name another one as its `base`, from its own folder on: its values go over those of the base."""
+    A file may name another as its `base`, relative to its own folder: its values override those of the base."""
     file = packaged(path, ".yaml")
     tree = _sections(path, file)
     if (base := tree.pop("base", None)) is not None:
@@ -93,7 +93,7 @@ def _base(path: str | Path, file: Path, base: Any) -> dict:
 
 
 def _leaves(tree: dict, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The keys of nested dictionaries with what is no section."""
+    """Yield the keys of nested dictionaries, with each value that is not a section."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _leaves(value, (*above, str(key)))
@@ -122,8 +122,8 @@ def _sections(path: str | Path, file: Path) -> dict:
 
 
 def read_for_run(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict:
-    """`read_tree`, and the DeepSpeed JSON that it names is found: in the working folder, in that of the configuration
-    or the one above, or among those that come with the project. Raises ValueError where it is nowhere."""
+    """Return `read_tree` with the path of its DeepSpeed JSON resolved: in the working folder, in the configuration's
+    or the one above, or among the packaged ones. Raises ValueError where it is in none."""
     tree, file = read_tree(path, overrides), packaged(path, ".yaml")
     section: Any = tree.get("deepspeed")
     name = section.get("config") if isinstance(section, dict) else None
@@ -153,8 +153,8 @@ def apply_overrides(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
 
 
 def override(key: str, text: str | Path) -> str:
-    """`key=text` for `apply_overrides`, which reads values as YAML: in quotation marks where YAML would read another
-    value than the text, as in `a #b`, `a: b` or `2024`."""
+    """Return `key=text` for `apply_overrides`, which reads values as YAML: quoted where YAML would read another value
+    than the text, as in `a #b`, `a: b` or `2024`."""
     value = str(text)
     try:
         plain = yaml_of(value) == value
@@ -174,24 +174,24 @@ def _set(tree: dict, keys: tuple[str, ...], value: Any, origin: str) -> None:
     node[keys[-1]] = value
     other = {"train.steps": "epochs", "train.epochs": "steps"}.get(".".join(keys))
     if other and value is not None and node.get(other) is not None:
-        node[other] = None  # this wins over the other way to say the length
+        node[other] = None  # this replaces the other key for the length
 
 
 def _nothing_made_elsewhere(tree: dict, keys: list[str]) -> None:
-    """Where `data.shards` is set and `data.synthetic` is not, no clips are made in its place."""
+    """Drop `data.synthetic` where only `data.shards` is set, so that no clips are generated in its place."""
     data, asked_for = tree.get("data"), any(key.startswith("data.synthetic") for key in keys)
     if "data.shards" in keys and not asked_for and isinstance(data, dict) and data.get("synthetic"):
         data["synthetic"] = None
 
 
 def from_tree(tree: dict, origin: str = "configuration") -> Config:
-    """A checked configuration from nested dictionaries. Raises ValueError that lists every mistake."""
+    """Return a checked configuration from nested dictionaries. Raises ValueError that lists every mistake."""
     return checked(tree, origin, Config)
 
 
 def checked(tree: dict, origin: str, kind: type[Kind], overrides: list[str] | tuple[str, ...] = ()) -> Kind:
-    """`from_tree` for any kind of configuration; mistakes in the overrides are reported as the command line's, and
-    those that several keys make together as of both, where an override may be one of them."""
+    """Validate a tree as this kind of configuration. Mistakes in overrides are attributed to the command line;
+    mistakes in a combination of keys to both sources, where an override may be one of them."""
     tree = with_current_values(tree)
     try:
         return kind.model_validate(tree)
@@ -201,20 +201,20 @@ def checked(tree: dict, origin: str, kind: type[Kind], overrides: list[str] | tu
 
 
 def dump(config: Section) -> str:
-    """The configuration as YAML that `load` reads back to an equal one."""
+    """Return the configuration as YAML that `load` reads back as an equal one."""
     return to_yaml(config.model_dump(mode="json"))
 
 
 def to_yaml(tree: dict[str, Any]) -> str:
-    """A configuration's tree as YAML."""
+    """Return a configuration tree as YAML."""
     return yaml.safe_dump(tree, sort_keys=False)
 
 
 def digest_tree(config: Section) -> dict[str, Any]:
-    """The keys that decide the numbers of a run; a run resumes only where these are equal.
+    """Return the keys that determine the numbers of a run; a run resumes only where these are equal.
 
-    What is left out changes only speed, paths or output: workers, micro batch, engine settings, logs; and how shards
-    are found or made, since the run's data.json says what they are."""
+    The others change only speed, paths or output: workers, micro batch, engine settings, logs; and how shards are
+    found or made, since the run's data.json records them."""
     tree = config.model_dump(mode="json")
     for section, names in {
         "run": "dir",
@@ -228,7 +228,7 @@ def digest_tree(config: Section) -> dict[str, Any]:
             tree.get(section, {}).pop(name, None)
     for section in ("deepspeed", "checkpoint", "log", "profile", "knn"):
         tree.pop(section, None)
-    if encoder := tree.get("encoder"):  # what is not set is the checkpoint's
+    if encoder := tree.get("encoder"):  # unset values are the checkpoint's
         tree["encoder"] = {name: value for name, value in encoder.items() if value is not None}
     if terms := tree.get("objective", {}).get("terms"):  # the two older keys have the weights of theirs
         others = {name: weight for name, weight in terms.items() if weight and name not in ("pixels", "contrast")}
@@ -236,21 +236,21 @@ def digest_tree(config: Section) -> dict[str, Any]:
     return tree
 
 
-# keys that earlier versions did not have, and what they did
+# keys that earlier versions lacked, and their behaviour
 _ADDED = {"data": {"sampling": "dense", "time_jitter": 0.0, "standardise": False}}
 _ONCE_UNSET = {"size": "B", "initialisation": "videomae", "frames": 16, "image_size": 224}
 
 
 def comparable(there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
-    """`there` as it compares with `here`, both of digest_tree: earlier versions lacked keys, and wrote these values of
-    encoder.* where none was set, and read the checkpoint's."""
+    """Return `there` for comparison with `here`, both from digest_tree: earlier versions lacked keys; they also wrote
+    these values of encoder.* where none was set, and read the checkpoint's."""
     for section, added in _ADDED.items():
         if isinstance(found := there.get(section), dict) and isinstance(now := here.get(section), dict):
-            # None where it is not set here: as the pretraining, which an earlier version's was
+            # None where unset here: the same as in pretraining, which held for earlier versions
             once = {name: value if now[name] is not None else None for name, value in added.items() if name in now}
             there = there | {section: once | found}
     of, set_here = there.get("encoder"), here.get("encoder")
     if not isinstance(of, dict) or not isinstance(set_here, dict) or not _ONCE_UNSET.keys() <= of.keys():
-        return there  # what this version writes has no value where none is set
+        return there  # this version writes no value where none is set
     kept = {name: value for name, value in of.items() if name in set_here or _ONCE_UNSET.get(name) != value}
     return there | {"encoder": kept}

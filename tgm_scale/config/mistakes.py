@@ -1,7 +1,7 @@
-"""Error messages for a configuration: which key, where it was set, what was expected.
+"""Error messages for a configuration: the key, where it was set, the expected value.
 
-Values that had another name once are read as what they are called now, with a notice of one line: so older
-configurations and run folders stay valid (docs/GLOSSARY.md has the same table)."""
+Former names of values are read as their current names, with a one-line notice, so that older configurations and run
+folders stay valid (docs/GLOSSARY.md has the same table)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tgm_scale.config.data_sections import Section
 from tgm_scale.config.sections import Config, RunSettings
 from tgm_scale.runtime.mistakes import in_words, nearest
 
-COMMAND_LINE = "command line"  # as the origin of a configuration without a file
-_MEMBER = re.compile(r"str|int|float|bool|[A-Z]\w*Config|\w+\[.*\]")  # what pydantic names kinds of a value by
+COMMAND_LINE = "command line"  # the origin of a configuration without a file
+_MEMBER = re.compile(r"str|int|float|bool|[A-Z]\w*Config|\w+\[.*\]")  # pydantic's names for kinds of a value
 _KINDS = {r"dictionary( or instance of \w+)?": "mapping", "tuple": "list"}  # pydantic's names, and YAML's
 
-# Sections that one kind of configuration has alone, and the commands that take it
+# sections that only one kind of configuration has, and the commands that take it
 _COMMANDS = {
     **dict.fromkeys(("guidance", "masking", "objective", "knn"), "pretrain"),
     **dict.fromkeys(("encoder", "neighbours", "probe", "retrieve"), "knn, probe and retrieve"),
@@ -37,7 +37,7 @@ _WANTED = {
 
 
 def format_errors(error: ValidationError, tree: dict, given: list[str], origin: str, kind: type[Section]) -> str:
-    """All mistakes of a tree, by where they were made: in the file `origin`, or on the command line."""
+    """Return all mistakes of a tree by origin: the file `origin`, or the command line."""
     if other := _other_kind(tree, given, kind):
         return f"{origin}: {other}"
     of: dict[str, list[str]] = {}
@@ -48,7 +48,7 @@ def format_errors(error: ValidationError, tree: dict, given: list[str], origin: 
 
 
 def _origin_of(name: str, given: list[str], origin: str) -> str:
-    """Where a key was set, or the keys of a section (of all: '') that are inconsistent."""
+    """Return where a key was set; for an inconsistent section ('' for all), where its keys were."""
     if origin == COMMAND_LINE or any(f"{name}.".startswith(f"{one}.") for one in given):
         return COMMAND_LINE
     together = any(not name or one.startswith(f"{name}.") for one in given)
@@ -56,7 +56,7 @@ def _origin_of(name: str, given: list[str], origin: str) -> str:
 
 
 def _other_kind(tree: dict, given: list[str], kind: type[Section]) -> str:
-    """A message where a file's sections are those of other commands than `kind` is for, else ""."""
+    """Return a message where a file's sections are those of other commands than `kind` is for, else ""."""
     own = {_COMMANDS[name] for name in kind.model_fields if name in _COMMANDS}
     of_file = [name for name in tree if not any(f"{one}.".startswith(f"{name}.") for one in given)]
     marks = [name for name in of_file if name in _COMMANDS]
@@ -74,7 +74,7 @@ def _other_kind(tree: dict, given: list[str], kind: type[Section]) -> str:
 
 
 def _items(error: ValidationError, kind: type[Section]) -> list[Any]:
-    """The mistakes; for a missing section, one for each of its required keys."""
+    """Return the mistakes; for a missing section, one for each of its required keys."""
     found: list[Any] = []
     for item in error.errors():
         section = _section(item["loc"], kind) if item["type"] == "missing" else None
@@ -88,8 +88,8 @@ def _items(error: ValidationError, kind: type[Section]) -> list[Any]:
 
 
 def _of_any_kind(items: list[Any]) -> list[Any]:
-    """The mistakes of values that may be of several kinds: where one kind came further than others, its alone, by the
-    keys without the kinds' names; where none did, one mistake that names all kinds."""
+    """Merge the mistakes of values that may be of several kinds: where one kind matched further than others, only its
+    mistakes stay, under keys without the kinds' names; otherwise one mistake names all kinds."""
     keys = [tuple(part for part in item["loc"] if not _MEMBER.fullmatch(str(part))) for item in items]
     found: list[Any] = []
     of_kinds: dict[Any, Any] = {}
@@ -119,7 +119,7 @@ def _explain(item: Any, kind: type[Section]) -> str:
     if item["type"] == "missing":
         field = section.model_fields.get(location[-1]) if (section := _section(location[:-1], kind)) else None
         meaning = f" ({field.description})" if field and field.description else ""
-        if any(isinstance(part, int) for part in item["loc"]):  # an entry of a list has no key of its own
+        if any(isinstance(part, int) for part in item["loc"]):  # list entries have no key of their own
             return f"{name}: missing; give it there{meaning}"
         return f"{name}: missing; give it in the file or as {name}=VALUE{meaning}"
     if item["type"] == "value_error":
@@ -132,7 +132,8 @@ def _explain(item: Any, kind: type[Section]) -> str:
 
 
 def _commands_with(location: list[str], value: Any) -> str:
-    """Commands whose kinds of configuration have a key that `kind` lacks, or a section of this name; "" for none."""
+    """Return a text with the commands whose configuration has a key that `kind` lacks, or such a section; "" if
+    none."""
     if len(location) == 1 and not isinstance(value, dict):
         return ""
     sections = ((one, _section(location[:-1], one)) for one in _kinds(RunSettings))
@@ -145,7 +146,7 @@ def _kinds(kind: type[RunSettings]) -> list[type[RunSettings]]:
 
 
 def _section(location: Sequence[Any], kind: type[Section]) -> type[Section] | None:
-    """The section at a key; at an entry of a list or mapping of sections, too."""
+    """Return the section at a key, or at an entry of a list or mapping of sections."""
     model, collection = kind, False
     for part in location:
         field = model.model_fields.get(part)
@@ -165,20 +166,20 @@ def _within(kind: Any) -> list[Any]:
 
 
 def all_keys(kind: type[Section] = Config) -> list[str]:
-    """Every `section.key` of a kind of configuration, in order."""
+    """Return every `section.key` of a kind of configuration, in order."""
     sections: dict[str, Any] = {name: field.annotation for name, field in kind.model_fields.items()}
     return [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
 
 
 VALUES: dict[tuple[str, str], str] = {  # (section.key, former value) -> current one
-    ("data.decoder", "torchcodec"): "pyav",  # gave the same frames
-    ("masking.options.rule", "gumbel_top_k"): "top_k",  # was top_k, with a temperature
+    ("data.decoder", "torchcodec"): "pyav",  # it gave the same frames
+    ("masking.options.rule", "gumbel_top_k"): "top_k",  # it was top_k with a temperature
     ("masking.options.rule", "share_per_part"): "stratified",
 }
 
 
 def with_current_values(tree: dict[str, Any]) -> dict[str, Any]:
-    """A configuration's tree with the current names of values."""
+    """Return a configuration tree with the current names of values."""
     for (key, former), current in VALUES.items():
         *sections, last = key.split(".")
         node: Any = tree
@@ -195,7 +196,7 @@ def _with_value(tree: dict[str, Any], path: list[str], value: str) -> dict[str, 
     return {**tree, path[0]: inner}
 
 
-@cache  # once a process
+@cache  # once per process
 def _notify(line: str) -> None:
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         print(f"notice: {line}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The section on the objective: the weights of its terms, and what they share."""
+"""Configuration section on the objective: the weights of its terms, and their shared settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class ObjectiveConfig(Section):
-    """Where `terms` is given, the factors of `pixels` and `contrast` are set to what it says, so that both agree."""
+    """Objective. If `terms` is given, the factors of `pixels` and `contrast` are set from it, so that both agree."""
 
     terms: dict[str, Weight] | None = Field(
         None,
@@ -34,7 +34,7 @@ class ObjectiveConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_weight_of_a_term(cls, given: Any) -> Any:
-        """The two older keys say what `terms` says."""
+        """Set the two older keys from `terms`; raise ValueError where they differ."""
         if not isinstance(given, dict) or not isinstance(terms := given.get("terms"), dict):
             return given
         filled = dict(given)
@@ -45,30 +45,30 @@ class ObjectiveConfig(Section):
                     f"objective.{key}={given[key]} and objective.terms={_flow(terms)} are two weights of {term}: "
                     f"leave one of the keys out, or set objective.{key}={weight}"
                 )
-            # else `terms` alone is refused for what it holds
+            # otherwise only `terms` is reported as invalid
             filled[key] = weight if type(weight) in (int, float) and 0 <= weight < float("inf") else 0.0
         return filled
 
     def weights(self) -> dict[str, float]:
-        """The factor of each term that has one above 0."""
+        """Return the factor of each term with one above 0."""
         terms = {term: getattr(self, key) for key, term in _KEYS.items()} if self.terms is None else self.terms
         return {name: weight for name, weight in terms.items() if weight}
 
     def in_words(self) -> str:
-        """1 pixels + 0.1 sigmoid"""
+        """Return a text such as 1 pixels + 0.1 sigmoid."""
         return " + ".join(f"{weight:g} {name}" for name, weight in self.weights().items())
 
     def in_yaml(self) -> str:
-        """The terms as they are written."""
+        """Return the terms in YAML notation."""
         return _flow(self.terms or {})
 
     def key(self, term: str) -> str:
-        """Where a term's weight is given."""
+        """Return the key that sets a term's weight."""
         older = next((key for key, name in _KEYS.items() if name == term and self.terms is None), None)
         return f"objective.{older or f'terms.{term}'}"
 
     def without(self, left_out: Collection[str]) -> list[str]:
-        """The keys to set, for a message, so that only other terms are learned."""
+        """Return the overrides, for a message, that leave only the other terms."""
         if not set(left_out) & self.weights().keys():
             return []
         rest = {name: weight for name, weight in self.weights().items() if name not in left_out} or {"pixels": 1}
@@ -82,6 +82,6 @@ _KEYS = {"reconstruction_weight": "pixels", "contrastive_weight": "contrast"}  #
 
 
 def _flow(terms: dict[str, float]) -> str:
-    """As it is written in YAML."""
+    """Return terms in YAML notation."""
     shown = (f"{weight:g}" if isinstance(weight, float) else str(weight) for weight in terms.values())
     return "{" + ", ".join(f"{name}: {weight}" for name, weight in zip(terms, shown)) + "}"

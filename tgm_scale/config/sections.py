@@ -1,4 +1,4 @@
-"""What a configuration holds: its sections, their keys, types and defaults, and what has to go together."""
+"""Sections of a configuration: their keys, types and defaults, and constraints between them."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class FaultsConfig(Section):
 
 
 class WandbConfig(Section):
-    """Weights & Biases: the rows of TensorBoard once more, where the package wandb is installed."""
+    """Weights & Biases board: the same rows as in TensorBoard, where the package wandb is installed."""
 
     project: str = Field(description="the project's name there")
     mode: Literal["online", "offline"] | None = Field(
@@ -189,7 +189,7 @@ class PretrainingLogConfig(LogConfig):
 
 
 class ProfileConfig(Section):
-    """A trace of a few steps, in RUN/profile/."""
+    """Trace of a few steps, in RUN/profile/."""
 
     steps: str | int | None = Field(
         None,
@@ -208,7 +208,7 @@ class ProfileConfig(Section):
         return value
 
     def range(self) -> range:
-        """The steps, counted from 1."""
+        """Return the steps to trace, counted from 1."""
         if self.steps is None:
             return range(0)
         first, _, last = str(self.steps).partition("-")
@@ -231,14 +231,14 @@ class KnnConfig(Section):
 
 
 class RunSettings(Section):
-    """Any kind of configuration: each says in which folder its run is."""
+    """Base of all kinds of configuration: each names the folder of its run."""
 
-    commands: ClassVar[tuple[str, ...]] = ()  # of tgm-scale that take this kind
+    commands: ClassVar[tuple[str, ...]] = ()  # commands of tgm-scale that take this kind
     run: RunConfig
 
 
 class TrainingConfig(RunSettings):
-    """What every training says, whatever its task."""
+    """Settings shared by pretraining and finetuning."""
 
     data: ClipsConfig
     model: ModelConfig = ModelConfig()

@@ -1,4 +1,4 @@
-"""The section of a study: arms (maskers x objectives), seeds, evaluations, and what it may cost."""
+"""Configuration section of a study: arms (maskers x objectives), seeds, evaluations, and limits on its cost."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tgm_scale.config.data_sections import Section
 from tgm_scale.config.sections import RunSettings
 
 Overrides = list[str]
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")  # is a folder's, too
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")  # also the name of a folder
 _TAKEN = ("pretrain", "features")  # folders of each run
 _OWN = ("run", "encoder.checkpoint", "train.init_from")  # keys that the study sets
 
 
 class EvaluationConfig(Section):
-    """One evaluation of every run."""
+    """Evaluation applied to every run."""
 
     command: Literal["knn", "probe", "finetune", "retrieve"] = Field(description="the command of tgm-scale")
     config: str | None = Field(None, description="its configuration; default: the keys of `set` alone")
@@ -78,7 +78,7 @@ class StudySection(Section):
         return self
 
     def overrides(self) -> dict[str, Overrides]:
-        """All that the study lays over configurations, by the key that says it."""
+        """Return all overrides of the study by the key that contains them."""
         return {
             "study.set": self.set,
             **{f"study.maskers.{name}": given for name, given in self.maskers.items()},
@@ -88,7 +88,7 @@ class StudySection(Section):
 
 
 class StudyConfig(RunSettings):
-    """Of `tgm-scale study`. run.seed: of the intervals' draws."""
+    """Configuration of `tgm-scale study`. run.seed seeds the resampling for intervals."""
 
     commands = ("study",)
     study: StudySection

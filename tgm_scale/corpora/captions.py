@@ -29,25 +29,25 @@ TEMPLATES = (
     "the action of {}, seen from a few steps away",
 )
 PROMPT = "Describe in one sentence what one sees in a video of {}:"
-_WORDS = 40  # of a caption, as tokens; CLIP reads 77
+_WORDS = 40  # tokens of a caption; CLIP reads 77
 
 Describe = Callable[[SampleRef, dict[str, bytes]], list[str]]
 
 
 class Pictures(Protocol):
-    """A model that describes pictures: uint8 [H, W, 3] each."""
+    """Model that describes pictures, uint8 [H, W, 3] each."""
 
     def __call__(self, images: list[np.ndarray]) -> list[str]: ...
 
 
 def caption(options: argparse.Namespace) -> int:
-    """The exit code. Raises ValueError for a mistake in the options or their files."""
+    """Caption all clips and return the exit code. Raises ValueError for a mistake in the options or their files."""
     rewriting.check_task(options)
     if options.classes is None and (options.language_model or options.templates):
         raise ValueError("--language-model and --templates describe classes: give --classes, too")
     corpus = open_corpus(options.shards)
     rewriting.report_input(options, corpus)
-    of_files = corpus.counts.max() <= 1  # a list's: 1,000 of them become a shard
+    of_files = corpus.counts.max() <= 1  # a list of files: 1,000 of them become a shard
     if of_files:
         _refuse_one_key(options, corpus)
     describe = _describer(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -63,7 +63,7 @@ def caption(options: argparse.Namespace) -> int:
 
 
 def _refuse_one_key(options: argparse.Namespace, corpus: Corpus) -> None:
-    """Raises ValueError for two that would be one sample: files of one name but for their extension, or shards of one
+    """Raise ValueError where two would become one sample: files that differ only in their extension, or shards of one
     clip each with the same key."""
     first: dict[str, SampleRef] = {}
     for number in range(len(corpus.shards)):
@@ -80,7 +80,7 @@ def _files_in_shards(files: int) -> list[int]:
 
 
 def _copy(ref: SampleRef, corpus: Corpus, describe: Describe, writer: ShardWriter) -> str:
-    """Copy a sample with its captions. Returns the outcome, a fixed phrase that is counted. Raises DamagedMember."""
+    """Copy a sample with its captions. Return the outcome, a fixed phrase to count. Raises DamagedMember."""
     members: dict[str, Any] = corpus.read(ref, list(ref.members))
     content, outcome = _json(members), "captioned"
     if json_fault(members):
@@ -100,7 +100,7 @@ def _copy(ref: SampleRef, corpus: Corpus, describe: Describe, writer: ShardWrite
 
 
 def _key(ref: SampleRef) -> str:
-    """The sample's key; of a list's file its path without extension, fit to be a key."""
+    """Return the sample's key; for a listed file its path without extension, escaped as a key."""
     ending = "." + ref.video
     stem = ref.key[: -len(ending)] if ref.key.lower().endswith(ending) else ref.key
     return quote(stem, safe="/ -_~").replace(".", "%2E").lstrip("/")
@@ -130,7 +130,7 @@ def _describer(options: argparse.Namespace, device: str) -> Describe:
 
 
 def three_frames(data: bytes) -> list[np.ndarray]:
-    """The frames in the middle of each third, uint8 [H, W, 3]. Raises DecodeError."""
+    """Return the frames in the middle of each third, uint8 [H, W, 3]. Raises DecodeError."""
     with Video(data) as video:
         indices = [int((k + 0.5) * video.count / FRAMES) for k in range(FRAMES)]
         images = {index: np.ascontiguousarray(image) for index, image in video.frames(np.unique(indices))}
@@ -138,7 +138,7 @@ def three_frames(data: bytes) -> list[np.ndarray]:
 
 
 def load_blip2(folder: Path, device: str, beams: int) -> Pictures:
-    """BLIP-2 (Li et al. 2023) from a local folder. Raises ValueError if the folder holds something else."""
+    """Return BLIP-2 (Li et al. 2023) from a local folder. Raises ValueError if the folder has something else."""
     prepare_torchvision()
     from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
@@ -156,7 +156,7 @@ def load_blip2(folder: Path, device: str, beams: int) -> Pictures:
 
 
 def load_writer(folder: Path, device: str) -> Callable[[str], list[str]]:
-    """A language model that describes a class FRAMES times; what it draws is keyed by the class's name."""
+    """Return a language model that describes a class FRAMES times, with draws keyed by the class name."""
     prepare_torchvision()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -181,7 +181,7 @@ def load_writer(folder: Path, device: str) -> Callable[[str], list[str]]:
 
 
 def _loaded(option: str, folder: Path, wanted: str, kinds: tuple[Any, Any], device: str) -> tuple[Any, Any]:
-    """Reader and model of a local folder. Raises ValueError that names the option."""
+    """Return reader and model of a local folder. Raises ValueError that names the option."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{option}: no config.json: wanted the local folder of {wanted}")
     reader, model = kinds

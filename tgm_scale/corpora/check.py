@@ -1,6 +1,6 @@
-"""Check shards: counts, durations, captions, broken and duplicate videos, and a contact sheet.
+"""Check of shards: counts, durations, captions, broken and duplicate videos, and a contact sheet.
 
-Videos are the same where their bytes are; near-copies are not looked for."""
+Videos are duplicates if their bytes are equal; near-duplicates are not searched."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ PICTURES = 48
 
 
 def check(options: argparse.Namespace) -> int:
-    """The exit code: 1 where they are not fit to train on. Raises ValueError for a mistake in the options."""
+    """Check shards and return the exit code: 1 where they are not fit to train on. Raises ValueError for a mistake in
+    the options."""
     if options.frames < 1 or options.workers < 1 or (options.samples is not None and options.samples < 1):
         raise ValueError("--frames, --workers and --samples: wanted at least 1")
     if options.sheet is not None and options.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
@@ -43,7 +44,7 @@ def check(options: argparse.Namespace) -> int:
     places = _places(corpus, options.samples)
     spread = np.linspace(0, len(places) - 1, min(PICTURES, len(places))).round().astype(int).tolist()
     pictured = set(spread) if options.sheet else set()
-    opened = corpus_inventory(corpus.name, corpus)  # before it takes hours: a shard may be replaced meanwhile
+    opened = corpus_inventory(corpus.name, corpus)  # before the check takes hours: a shard may be replaced meanwhile
     tally, pictures = Tally(corpus), []
     sums = _Sums(corpus) if options.samples is None else None
     with OrderedPool(options.workers) as pool, ProgressBars() as bars:
@@ -79,7 +80,7 @@ def check(options: argparse.Namespace) -> int:
 
 
 class _Sums:
-    """Adds sums of members to the indices that have none, shard by shard as they are read."""
+    """Writer of member sums to the indices that lack them, shard by shard as they are read."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus, self.kept = corpus, 0
@@ -117,7 +118,7 @@ def _exit_code(report: dict[str, Any], opened: Inventory, tolerated: float) -> i
 
 @dataclass(frozen=True)
 class _Places:
-    """Samples by shard and row, in the order in which they lie: pairs in a list would be 120 bytes each."""
+    """Samples by shard and row, in stored order, as arrays: pairs in a list would be 120 bytes each."""
 
     shards: np.ndarray
     rows: np.ndarray
@@ -130,7 +131,7 @@ class _Places:
 
 
 def _places(corpus: Corpus, samples: int | None) -> _Places:
-    """All samples, or some that are drawn by key."""
+    """Return all samples, or some drawn by key."""
     chosen = np.arange(len(corpus))
     if samples is not None and samples < len(corpus):
         chosen = np.sort(seeding.permutation(seeding.key("check_shards", corpus.fingerprint), len(corpus))[:samples])

@@ -1,4 +1,4 @@
-"""One sample of a corpus inspected: its members against their sums, its captions, its video decoded."""
+"""Inspection of one sample of a corpus: its members against their sums, its captions, its decoded video."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ THUMBNAIL = 112  # pixels, the longer side
 
 @dataclass
 class SampleStats:
-    """One sample. Without a problem: its length, its size, and a small picture of its middle frame if asked for."""
+    """Facts on a sample. Without a problem: length, size, and, if requested, a thumbnail of its middle frame."""
 
     name: str
-    digest: str = ""  # of the video's bytes; "" where they are not those that were indexed
+    digest: str = ""  # of the video's bytes; "" where they differ from the indexed ones
     captions: list[str] = field(default_factory=list)
     json_broken: bool = False
-    unfit_captions: list[str] = field(default_factory=list)  # what is wrong with each, in words
+    unfit_captions: list[str] = field(default_factory=list)  # the fault of each, as text
     sums: dict[str, int] = field(default_factory=dict)  # zlib.crc32 of each member, where the index has none
     seconds: float = 0.0
     frames: int = 0
@@ -36,13 +36,14 @@ class SampleStats:
 
 
 class SampleInspector:
-    """Inspects samples of a corpus, in worker processes. `decode`: number of frames of each, evenly spaced."""
+    """Inspector of samples, for worker processes. decode: number of frames per sample, evenly spaced."""
 
     def __init__(self, corpus: Corpus, decode: int):
         self.corpus, self.decode = corpus, decode
 
     def __call__(self, shard: int, row: int, thumbnail: bool) -> SampleStats:
-        """All members are read, and compared with their sums. Raises OSError where the shard cannot be read."""
+        """Inspect a sample; all members are read and compared with their sums. Raises OSError where the shard is
+        unreadable."""
         ref = self.corpus.sample(shard, row)
         try:
             members = self.corpus.read(ref, list(ref.members))
@@ -74,7 +75,7 @@ class SampleInspector:
 
 
 def _small(image_HW3: np.ndarray) -> np.ndarray:
-    import torch.nn.functional as F  # here: a check without pictures does without torch
+    import torch.nn.functional as F  # here: a check without pictures does not need torch
     from torch import from_numpy
 
     height, width, _ = image_HW3.shape

@@ -1,4 +1,4 @@
-"""Make indexed WebDataset shards from InternVid's annotations and a folder of videos."""
+"""Production of indexed WebDataset shards from annotations such as InternVid's and a folder of videos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tgm_scale.runtime.terminal import escaped
 
 
 def make(options: argparse.Namespace) -> int:
-    """The exit code: 1 where no clip could be made. Raises ValueError for a mistake in the options or their files."""
+    """Make shards and return the exit code: 1 where no clip could be made. Raises ValueError for a mistake in the
+    options or their files."""
     if not 0 <= options.task < options.tasks:
         raise ValueError(
             f"--task {options.task} is not one of 0 to {options.tasks - 1}; --tasks says how many there are"
@@ -53,7 +54,7 @@ def make(options: argparse.Namespace) -> int:
     report = shard_building.write_report(options.output, plan)
     _print_report(report, options.output)
     if report["made"] and report["shards"]["finished"] == plan.shards:
-        open_corpus(str(options.output))  # leaves the catalogue, so that the first run opens it at once
+        open_corpus(str(options.output))  # writes the catalogue, so that the first run opens the corpus at once
     return 0 if report["made"] or not mine else 1
 
 

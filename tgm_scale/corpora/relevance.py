@@ -1,4 +1,4 @@
-"""Copy shards with each caption's relevance added, so that training needs no image tower."""
+"""Copies of shards with relevance maps of each caption, so that training needs no image tower."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FRAMES_PER_PASS = 16
 
 
 def cache(options: argparse.Namespace) -> int:
-    """The exit code. Raises ValueError for a mistake in the options or their files."""
+    """Copy the shards and return the exit code. Raises ValueError for a mistake in the options or their files."""
     rewriting.check_task(options)
     if options.every <= 0:
         raise ValueError(f"--every {options.every}: wanted seconds above 0")
@@ -38,7 +38,7 @@ def cache(options: argparse.Namespace) -> int:
         scorer = _Scorer(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def copy(shard: int, row: int, writer: ShardWriter) -> str:
-        """A sample with its maps in place of earlier ones. Returns the outcome, a fixed phrase that is counted."""
+        """Copy a sample, with its maps in place of earlier ones. Return the outcome, a fixed phrase to count."""
         ref = corpus.sample(shard, row)
         members: dict[str, Any] = corpus.read(ref, [name for name in ref.members if name != EXTENSION])
         outcome, maps = scorer(members[ref.video], members)
@@ -61,7 +61,7 @@ def cache(options: argparse.Namespace) -> int:
 
 
 class _Scorer:
-    """Maps of a clip's captions at even times."""
+    """Scorer of a clip: relevance maps of its captions at evenly spaced times."""
 
     def __init__(self, options: argparse.Namespace, device: str):
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
@@ -74,7 +74,7 @@ class _Scorer:
         self.every = options.every
 
     def __call__(self, video: bytes, members: dict[str, bytes]) -> tuple[str, bytes | None]:
-        """The outcome, a fixed phrase that is counted, and the maps."""
+        """Return the outcome, a fixed phrase to count, and the maps."""
         captions = captions_of(members)
         if not captions:
             return "without a caption", None

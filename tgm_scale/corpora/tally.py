@@ -1,5 +1,5 @@
-"""What a check has found of all samples, summed while they are looked at: about 60 bytes of each stay in memory, and
-the names of those with which something is wrong."""
+"""Results of a check, summed while samples are inspected: about 60 bytes per sample stay in memory, and the names of
+samples with faults."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ QUANTILES = (0, 0.1, 0.5, 0.9, 1)
 
 
 class Tally:
-    """Add the samples of a corpus in the order in which they lie, then ask for the report."""
+    """Tally of a check: add the samples of a corpus in stored order, then request the report."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
         self.looked_at = 0
         self._broken: defaultdict[str, list[list[str]]] = defaultdict(list)
         self._crashed: list[list[str]] = []
-        self._named: defaultdict[str, list[Any]] = defaultdict(list)  # by what is wrong with them, or odd
+        self._named: defaultdict[str, list[Any]] = defaultdict(list)  # by fault or oddity
         self._seconds = array("d")
         self._frames, self._short_side, self._captions, self._words = (Counter[int]() for _ in range(4))
         self._digests, self._of = bytearray(), (array("I"), array("I"))  # of videos; shard and row of each
         self._texts, self._in = array("Q"), (array("I"), array("I"))  # hashes of captions; shard and row of each
 
     def crashed(self, name: str) -> None:
-        """The process that decoded it died."""
+        """Count a sample whose decoding process died."""
         self.looked_at += 1
         self._crashed.append([name, "the decoding process died"])
 
@@ -48,7 +48,7 @@ class Tally:
             self._seconds.append(found.seconds)
             self._frames[found.frames] += 1
             self._short_side[min(found.width, found.height)] += 1
-        if not found.digest:  # nothing is known of it
+        if not found.digest:  # its members could not be read
             return
         self._digests += bytes.fromhex(found.digest)
         _append(self._of, shard, row)
@@ -63,7 +63,7 @@ class Tally:
             self._named[what].append(found.name)
 
     def report(self, opened: Inventory) -> dict[str, Any]:
-        """As JSON. Reads the samples that have the commonest captions once more."""
+        """Return the report as a JSON tree. Reads the samples with the commonest captions once more."""
         broken = {**self._broken, **({"decoder_crashed": self._crashed} if self._crashed else {})}
         return {
             "corpus": self._corpus.name,
@@ -87,7 +87,7 @@ class Tally:
         }
 
     def _commonest(self) -> list[tuple[str, int]]:
-        """Of equals the first."""
+        """Return the commonest captions with their counts; among equal counts the first ones."""
         _, firsts, counts = np.unique(np.array(self._texts, np.uint64), return_index=True, return_counts=True)
         return [(self._text(int(firsts[at])), int(counts[at])) for at in np.lexsort((firsts, -counts))[:NAMES_SHOWN]]
 
@@ -101,14 +101,14 @@ class Tally:
         return next((caption for caption in captions if _hash(caption) == self._texts[at]), again)
 
     def _name(self, shard: int, row: int) -> str:
-        """Of a sample; where its shard was replaced or removed during the check, its place."""
+        """Return a sample's name, or its place if its shard was replaced or removed during the check."""
         try:
             return self._corpus.sample(shard, row).name
         except (ValueError, OSError):
             return f"{without_secrets(self._corpus.shards[shard])}, sample {row + 1}"
 
     def _doubles(self) -> list[list[str]]:
-        """Groups of samples whose videos have the same bytes, in the order of their first ones."""
+        """Return groups of samples whose videos have the same bytes, in order of their first samples."""
         _, groups, counts = np.unique(np.frombuffer(self._digests, "V16"), return_inverse=True, return_counts=True)
         same: defaultdict[int, list[str]] = defaultdict(list)
         for at in np.flatnonzero(counts[groups] > 1).tolist():
@@ -122,7 +122,7 @@ def _append(places: tuple[array[int], array[int]], shard: int, row: int) -> None
 
 
 def _hash(text: str) -> int:
-    """Of 64 bits: two of 30 million captions are alike by chance with a probability of 2e-5."""
+    """Return a 64-bit hash: among 30 million captions, two collide by chance with a probability of 2e-5."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

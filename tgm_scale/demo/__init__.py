@@ -1,1 +1,1 @@
-"""What `make demo` shows: a corpus made here, a small CLIP trained on it, and the report of a training with both."""
+"""Parts of `make demo`: a synthetic corpus, a small CLIP trained on it, and the report of a training with both."""

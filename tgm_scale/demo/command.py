@@ -1,4 +1,4 @@
-"""The stages of the demo, each from files to files, so that it can be stopped after any of them and resumed."""
+"""Stages of the demo, each from files to files, so that it can be stopped after any of them and resumed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tgm_scale.runtime.progress import ProgressBars
 LABELS = {"motion": SYNTHETIC_MOTION, "shape": "truth.objects.0.shape", "colour": "truth.objects.0.colour"}
 EVALUATED_CLIPS = 60
 STRIPS = 4
-_TEST_SEED = 1000  # of held-out corpora; training corpora have seed 0
+_TEST_SEED = 1000  # for held-out corpora; training corpora have seed 0
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -44,7 +44,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def make_corpora(plan: Plan, bars: ProgressBars) -> Figures:
-    """Two training corpora (objects with look-alikes; one mover) and two held-out ones of movers, as shards."""
+    """Make two training corpora (objects with look-alikes; one mover) and three held-out ones, as shards."""
     wanted = {  # mode, clips, seed
         "named": ("named", plan.clips, 0),
         "mover": ("one_mover", plan.clips, 0),
@@ -69,7 +69,7 @@ def make_corpora(plan: Plan, bars: ProgressBars) -> Figures:
 
 
 def evaluate_masks(plan: Plan, bars: ProgressBars) -> Figures:
-    """Does the relevance point at the named object? On clips of the held-out seed, for every scorer and control."""
+    """Measure whether relevance points at the named object, on held-out clips, for every scorer and control."""
     config = plan.run_config()
     assert config.guidance.towers is not None, "the demo's configuration names towers"
     towers, grid = tower_folder(config.guidance.towers), shape_of(config).grid
@@ -102,7 +102,8 @@ def evaluate_masks(plan: Plan, bars: ProgressBars) -> Figures:
 
 
 def probe_features(plan: Plan, bars: ProgressBars) -> Figures:
-    """How the mover moves and what it is, from frozen features: joint, MAE alone, random initialisation."""
+    """Measure how frozen features predict the mover's motion, shape and colour: joint, MAE alone, random
+    initialisation."""
     train, test = (open_corpus(str(plan.corpus(name))) for name in ("mover-probe", "mover-test"))
     task = bars.task("clips through 3 encoders a seed", len(train) + len(test))
     seeds = list(range(plan.seeds))
@@ -130,14 +131,14 @@ def _of_label(found: Accuracies) -> Figures:
 
 
 def export(plan: Plan) -> Figures:
-    """The first joint run in the Hugging Face layout, loaded back with transformers."""
+    """Export the first joint run to the Hugging Face layout, checked by loading it with transformers."""
     folder = plan.folder / "huggingface"
     shutil.rmtree(folder, ignore_errors=True)
     return {"max_difference": convert(read(plan.run("joint", 0)), folder, "huggingface").difference}
 
 
 def summarise(plan: Plan, figures: Figures, seconds: float) -> Summary:
-    """Gather the figures under the names that users rely on, and write summary.json."""
+    """Collect the figures under the names that users rely on, and write summary.json."""
     losses = [row["loss_reconstruction"] for row in read_metrics(plan.run("joint", 0))]
     few = max(1, len(losses) // 50)
     features = figures["features"]
@@ -156,7 +157,7 @@ def summarise(plan: Plan, figures: Figures, seconds: float) -> Summary:
 
 
 def write_report(plan: Plan, summary: Summary, figures: Figures) -> Path:
-    """report.html with its pictures in it."""
+    """Write report.html with embedded pictures, and return its path."""
     features = figures["features"]
     config = plan.run_config()
     cores = f"{os.cpu_count()} {platform.machine()} cores"

@@ -1,4 +1,4 @@
-"""One synthetic clip's mask over time under every recipe: a film strip and an animation. Film strips of text-guided
+"""Masks of one synthetic clip under every recipe, as a film strip and an animation; and film strips of text-guided
 masking: the clip, the relevance, the mask, the reconstruction.
 
 Shapes: T frames, S slots, R rows, C columns of the token grid, H W pixels.
@@ -40,18 +40,18 @@ from tgm_scale.report.render import Row, film_strip, heatmap, outlined, seen_tok
 from tgm_scale.runtime import seeding
 
 SIDE, PATCH, TUBELET = 112, 8, 2
-_PER_ROW, _TITLE, _GAP, _COLOURS = 5, 18, 6, 64  # of the animation
+_PER_ROW, _TITLE, _GAP, _COLOURS = 5, 18, 6, 64  # layout of the animation
 _INK, _PAPER = (40, 44, 52), (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """A clip under each recipe."""
+    """Masks of a clip under each recipe."""
 
     caption: str
     strip: bytes  # PNG
     animation: bytes  # GIF
-    left_out: list[str]  # recipes that need what is not installed, with the reason
+    left_out: list[str]  # recipes with missing requirements, each with the reason
 
 
 def gallery(
@@ -61,8 +61,8 @@ def gallery(
     scorer: str = "raw",
     checkpoints: Sequence[str | Path] = (),
 ) -> Gallery:
-    """Masks of clip `index` of a synthetic corpus, encoded and decoded as in training. checkpoints: of runs on
-    such clips, for learned masks. Raises ValueError where one is of another shape, or has learned none."""
+    """Return masks of clip `index` of a synthetic corpus, encoded and decoded as in training. checkpoints: of runs on
+    such clips, for learned masks. Raises ValueError where one is of another shape, or has no learned mask."""
     spec = SyntheticSpec(size=SIDE, seed=seeding.key("gallery"))
     tree: dict[str, Any] = {
         "run": {"dir": "-"},
@@ -112,7 +112,8 @@ def gallery(
 def _hidden(
     config: Config, recipe: str, clip: tuple[Tensor, Tensor, str], learned: Mapping[str, Map]
 ) -> tuple[Tensor | None, str]:
-    """The tokens that a recipe hides, bool [S, R, C], or why there are none. clip: its video, motion and caption."""
+    """Return the tokens that a recipe hides, bool [S, R, C], or why there are none. clip: its video, motion and
+    caption."""
     masker = recipe_masker(config, recipe)
     try:
         if "flow" in masker.needs:
@@ -127,7 +128,7 @@ def _hidden(
 
 
 def _animation(films: Sequence[Row], milliseconds: int = 160) -> bytes:
-    """A GIF of films side by side, each with its name above it."""
+    """Return a GIF of films side by side, each with its name above it."""
     font = ImageFont.load_default(size=12)
     across, down = min(len(films), _PER_ROW), -(-len(films) // _PER_ROW)
     size = (across * (SIDE + _GAP) - _GAP, down * (SIDE + _TITLE + _GAP) - _GAP)
@@ -149,14 +150,15 @@ def _animation(films: Sequence[Row], milliseconds: int = 160) -> bytes:
 
 @dataclass(frozen=True)
 class Strip:
-    """A film strip of one test clip with its caption."""
+    """Film strip of one test clip with its caption."""
 
     png: bytes
     caption: str
 
 
 def strips(config: Config, checkpoint: str | Path, corpus: Corpus) -> list[Strip]:
-    """One strip of each clip of a synthetic corpus, masked and reconstructed as in the run of this configuration."""
+    """Return a strip for each clip of a synthetic corpus, masked and reconstructed as in the run of this
+    configuration."""
     cpu = torch.device("cpu")
     model = build_module(read(checkpoint))
     assert isinstance(model, MaskedVideoAutoencoder), checkpoint

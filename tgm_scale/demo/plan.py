@@ -1,4 +1,4 @@
-"""How large the demo is, where it is written, and its pretraining runs, as processes of `tgm-scale pretrain`."""
+"""Size and folder of the demo, and its pretraining runs as processes of `tgm-scale pretrain`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VARIANTS = {  # overrides of the configuration
 
 @dataclass(frozen=True)
 class Plan:
-    """How large the demo is and where it is written."""
+    """Size and folder of the demo."""
 
     folder: Path
     config: str
@@ -44,7 +44,7 @@ class Plan:
         return self.folder / f"{variant}-{seed}"
 
     def overrides(self, variant: str, seed: int) -> list[str]:
-        """What a run changes in the configuration file."""
+        """Return the overrides of the configuration file for a run."""
         shards = json.dumps([str(self.corpus(name)) for name in ("named", "mover")])
         own = [configuration.override("run.dir", self.run(variant, seed)), f"run.seed={seed}", f"data.shards={shards}"]
         return own + ([f"train.steps={self.steps}"] if self.steps else []) + VARIANTS[variant]
@@ -58,7 +58,7 @@ SIDE_BY_SIDE = 2  # runs at a time, one core each: faster on two cores than one 
 
 @unwinding()
 def pretrain(plan: Plan, bars: ProgressBars) -> Figures:
-    """Every variant and seed by `tgm-scale pretrain`, several in parallel. An unfinished run is resumed."""
+    """Run every variant and seed by `tgm-scale pretrain`, several in parallel. An unfinished run is resumed."""
     waiting = [(variant, seed) for seed in range(plan.seeds) for variant in VARIANTS]
     steps = plan.run_config().train.steps
     assert steps is not None, "the demo's configuration gives train.steps"

@@ -1,4 +1,4 @@
-"""Curves and bars as PNG."""
+"""Curves and bar charts as PNG."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DPI = 130
 
 def _figure(panels: int, height: float = 3.0) -> tuple[Figure, list]:
     figure = Figure(figsize=(4.4 * panels, height), layout="constrained")
-    FigureCanvasAgg(figure)  # no window system is asked for
+    FigureCanvasAgg(figure)  # needs no window system
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     for axis in axes:
         axis.grid(color=_GRID, linewidth=0.8)
@@ -34,7 +34,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def smoothed(values: Sequence[float], window: int) -> np.ndarray:
-    """Running mean over the last `window` values (fewer at the start)."""
+    """Return the running mean over the last `window` values (fewer at the start)."""
     total = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
@@ -45,8 +45,8 @@ Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
 
 
 def curves(panels: Mapping[str, Mapping[str, Curve]]) -> bytes:
-    """Panel title -> curve name -> (steps, values): each curve as its running mean over 2 % of it, with the single
-    values faint behind."""
+    """Plot panel title -> curve name -> (steps, values): each curve as its running mean over 2 % of it, over the faint
+    single values."""
     figure, axes = _figure(len(panels))
     for axis, (title, lines) in zip(axes, panels.items()):
         for colour, (name, (steps, values)) in zip(cycle(_COLOURS), lines.items()):
@@ -59,7 +59,7 @@ def curves(panels: Mapping[str, Mapping[str, Curve]]) -> bytes:
 
 
 def bars(title: str, groups: Mapping[str, Mapping[str, tuple[float, float]]]) -> bytes:
-    """Group -> bar name -> (height, half of the error bar)."""
+    """Plot group -> bar name -> (height, half of the error bar)."""
     figure, (axis,) = _figure(1)
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     width = 0.8 / len(names)

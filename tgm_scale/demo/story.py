@@ -1,4 +1,4 @@
-"""The demo's report: expectations, results, and pictures."""
+"""Report of the demo: expectations, results, and pictures."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SCORERS = {
 
 
 def loss_curves(runs: Mapping[str, Path]) -> bytes:
-    """One panel for each term of the loss, one curve for each run that has it."""
+    """Plot one panel for each loss term, with one curve for each run that has it."""
     rows = {name: read_metrics(folder) for name, folder in runs.items()}
     panels: dict[str, dict[str, plots.Curve]] = {}
     for key, title in _TERMS.items():
@@ -54,7 +54,7 @@ def loss_curves(runs: Mapping[str, Path]) -> bytes:
 
 
 def probe_bars(summary: Summary) -> bytes:
-    """Accuracies of the linear probe, with the standard deviation over seeds; one group a label."""
+    """Plot accuracies of the linear probe, with the standard deviation over seeds; one group per label."""
     groups = {
         label: {
             **{name: (value["mean"], value["std"]) for name, value in of_label.items()},
@@ -73,7 +73,7 @@ def compose(
     bars: bytes,
     facts: Mapping[str, Any],
 ) -> Report:
-    """The whole report. facts: machine, seeds, steps, batch, clips, train_clips, test_clips, normalise_by,
+    """Return the whole report. facts: machine, seeds, steps, batch, clips, train_clips, test_clips, normalise_by,
     commands."""
     findings = check_expectations(summary)
     met = sum(finding.met for finding in findings)

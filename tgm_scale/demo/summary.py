@@ -1,6 +1,6 @@
-"""The demo's metrics compared with what is expected of them.
+"""Metrics of the demo compared with expectations.
 
-The summary is plain JSON; its names are kept, since scripts and tests read them:
+The summary is plain JSON with stable names, since scripts and tests read them:
 loss.{first,last}; mask.{object,distractor,same_colour,same_shape,random,absent_caption}_hidden, mask.of_the_runs;
 relevance_auc.{raw,value,vv,colour_control,absent_caption}; for each label of motion, shape and colour
 probe.LABEL.{joint,mae,random}.{mean,std}; knn.LABEL.{joint,mae,random}; gain.LABEL.{joint,mae}.{mean,low,high} and
@@ -18,10 +18,10 @@ Summary = dict[str, Any]
 
 @dataclass(frozen=True)
 class Expectation:
-    """One thing that is wanted of the metrics: a value within bounds."""
+    """Expected bounds of a metric."""
 
     text: str
-    metric: str | Callable[[Summary], float]  # a dotted path, or what computes it
+    metric: str | Callable[[Summary], float]  # a dotted path, or a function that computes it
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
@@ -42,7 +42,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Finding:
-    """A metric, what was expected, and whether it is met."""
+    """Metric with its expectation, and whether it is met."""
 
     text: str
     found: float
@@ -54,7 +54,7 @@ class Finding:
 
 
 def at(summary: Summary, path: str) -> float:
-    """The figure at a dotted path."""
+    """Return the figure at a dotted path."""
     value: Any = summary
     for part in path.split("."):
         value = value[part]
@@ -101,5 +101,5 @@ EXPECTATIONS = (
 
 
 def check_expectations(summary: Summary) -> list[Finding]:
-    """Every expectation with what was found. Raises KeyError for a summary that lacks a metric."""
+    """Return every expectation with its measured value. Raises KeyError for a summary that lacks a metric."""
     return [expectation.measured(summary) for expectation in EXPECTATIONS]

@@ -1,1 +1,1 @@
-"""DeepSpeed: its configuration, start, state, and the update at the end of a step."""
+"""DeepSpeed: configuration, start-up, state, and the update at the end of a step."""

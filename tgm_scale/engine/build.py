@@ -1,12 +1,12 @@
-"""The DeepSpeed engine around the joint module: the one place where DeepSpeed is started and stepped.
+"""The DeepSpeed engine around the joint module: the only place where DeepSpeed is started and stepped.
 
-The end of a step: decide whether its update is made, make it, and read its metrics. The host waits for the device once
-per step, here, after the update is queued: the loss and the decision arrive together. So the device decides where the
-optimizer allows it: torch's fused Adam skips an update by a flag on the device, its step count included. Where Adam
+The end of a step decides whether to make its update, makes it, and reads its metrics. The host waits for the device
+once per step, here, after the update is queued: loss and decision arrive together. So the device decides where the
+optimizer allows it: torch's fused Adam skips an update, its step count included, by a flag on the device. Where Adam
 runs on the host (CPU runs, offload), and for Lion, the host decides.
 
-DeepSpeed 0.19's wrappers wait too: each reads the gradient norm on the host before it queues Adam's kernels (only
-stage 0 in fp32 does not). That idles the device while some 50 kernels are launched, 10 us each: 0.5 ms of a step.
+DeepSpeed 0.19's wrappers wait, too: each reads the gradient norm on the host before it queues Adam's kernels (except
+stage 0 in fp32). This idles the device while some 50 kernels are launched, 10 us each: 0.5 ms of a step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tgm_scale.runtime.distributed import ProcessInfo, refuse_hidden_gpus, set_r
 def start_processes(process: ProcessInfo, seconds: float = 600, patience: float | None = None) -> None:
     """Join the process group: NCCL on GPUs, gloo on CPUs.
 
-    seconds: timeout for all processes to join; patience: seconds of a collective, by default DeepSpeed's 10 minutes.
+    seconds: timeout for all processes to join; patience: timeout of a collective, by default DeepSpeed's 10 minutes.
     Raises TimeoutError if some did not join, ValueError if the launcher's variables or GPUs are wrong."""
     refuse_hidden_gpus(process)
     set_rendezvous(process)
@@ -55,18 +55,18 @@ def start_processes(process: ProcessInfo, seconds: float = 600, patience: float 
         timeout=timeout,
         device_id=process.device if process.device.type == "cuda" and process.world_size > 1 else None,
     )
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # takes the group that is there
-    # DeepSpeed reduces and gathers in a group of its own, which it would make with the backend's timeout: 10 minutes
-    # of NCCL, which then ends the process before the watchdog has named the rank that is waited for
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # uses the existing group
+    # DeepSpeed reduces and gathers in its own group, which it would create with the backend's timeout: NCCL's 10
+    # minutes, after which NCCL ends the process before the watchdog has named the rank that is waited for
     groups._WORLD_GROUP = torch.distributed.new_group(list(range(process.world_size)), timeout=timeout)
 
 
 def stop_processes() -> None:
-    """Leave the process group after a run that ended well. All ranks come here, or none."""
+    """Leave the process group after a successful run. All ranks call this, or none."""
     import deepspeed
 
     torch.distributed.barrier()
-    deepspeed.comm.destroy_process_group()  # its own references to the group, too: a later run here has another
+    deepspeed.comm.destroy_process_group()  # also its own references to the group: a later run here has another
 
 
 def build_engine(
@@ -76,20 +76,20 @@ def build_engine(
     groups: list[dict[str, Any]] | None = None,
     cores: int = 1,
 ) -> Any:
-    """A DeepSpeedEngine over `module` with the plan's optimizer; the learning rate is set by the loop at each step.
+    """Return a DeepSpeedEngine over `module` with the plan's optimizer. The loop sets the learning rate at each step.
 
-    groups: of parameters, each with its `weight_decay` and maybe a `lr_scale`; default: matrices decay, others not.
-    cores: that Adam may use where it runs on the host."""
+    groups: parameter groups, each with `weight_decay` and optionally `lr_scale`; default: only matrices decay.
+    cores: number that Adam may use where it runs on the host."""
     import deepspeed
 
     groups = parameter_groups(module, plan.weight_decay) if groups is None else groups
     optimizer = _optimizer(groups, plan, device, cores)
     try:
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=copy.deepcopy(plan.config))
-    except ValidationError as error:  # a key that DeepSpeed does not know
+    except ValidationError as error:  # a key unknown to DeepSpeed
         raise ValueError(f"deepspeed.config={plan.config_file}: {error}") from None
     if plan.precision == "bf16" and plan.zero["stage"] == 0:
-        # DeepSpeed 0.19's wrapper makes one Adam step on zero gradients to allocate the moments, so the first real
+        # DeepSpeed 0.19's wrapper makes an Adam step on zero gradients to allocate the moments, so the first real
         # update would be bias-corrected as the second: 0.73 of its size (seen as a loss 0.1 off after one step)
         optimizer.state.clear()
     engine_state.allocate_moments(engine)
@@ -115,19 +115,20 @@ def _optimizer(groups: list[dict], plan: EnginePlan, device: torch.device, cores
         prepare_timm()
         from timm.optim.lion import Lion
 
-        # Chen et al. 2023, arXiv 2302.06675, algorithm 2. Elementwise: ZeRO's flat shares of weights change nothing
+        # Chen et al. 2023, arXiv 2302.06675, algorithm 2. Elementwise, so ZeRO's flat partitions change nothing
         return Lion(groups, lr=0.0, betas=plan.betas)
     return torch.optim.AdamW(groups, lr=0.0, betas=plan.betas, fused=wants_fused(device))
 
 
 def wants_fused(device: torch.device) -> bool:
-    """Whether Adam's arithmetic is one kernel. Not on a CPU, where it would round otherwise than runs so far did."""
+    """Return whether Adam is one fused kernel. Not on a CPU, where it would round otherwise than earlier runs did."""
     return device.type == "cuda"
 
 
 def _forget_products(adam: Any, *_: object) -> None:
-    """DeepSpeed's C++ Adam takes the powers of its betas as running products, which are in no checkpoint: a resumed
-    run would have the exact powers, 1e-7 apart. A fresh C++ object at every step computes the powers."""
+    """Recreate DeepSpeed's C++ Adam before each step: it keeps the powers of its betas as running products, which no
+    checkpoint holds, so that a resumed run with exact powers would be 1e-7 apart. A fresh object computes the
+    powers."""
     given = adam.defaults
     adam.ds_opt_adam.create_adam(
         adam.opt_id, given["lr"], *given["betas"], given["eps"], given["weight_decay"], adam.adam_w_mode, False
@@ -135,8 +136,8 @@ def _forget_products(adam: Any, *_: object) -> None:
 
 
 def _spread(adam: Any, cores: int) -> None:
-    """Let DeepSpeed's C++ Adam, which is elementwise, use so many threads; the rest of the process goes on with its
-    own number, on which sums depend. Launchers give each process a single one (OMP_NUM_THREADS)."""
+    """Let DeepSpeed's elementwise C++ Adam use `cores` threads; the rest of the process keeps its own number, on which
+    sums depend. Launchers give each process a single thread (OMP_NUM_THREADS)."""
     usual = torch.get_num_threads()
     if cores > usual:
         adam.register_step_pre_hook(lambda *_: torch.set_num_threads(cores))
@@ -149,9 +150,9 @@ def set_learning_rate(engine: Any, value: float) -> None:
 
 
 def discard_update(engine: Any) -> None:
-    """Complete a step without its update: gradients are cleared and counters advance, weights and moments stay.
+    """Complete a step without its update: clear gradients and advance counters; weights and moments stay.
 
-    The same at every stage: all that DeepSpeed does around Adam is done, and Adam itself does nothing."""
+    Works at every stage: DeepSpeed does everything around Adam, and Adam itself does nothing."""
     adam: Any = engine_state.adam(engine)
     adam.step = lambda closure=None: None
     try:
@@ -162,7 +163,7 @@ def discard_update(engine: Any) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a step."""
+    """Outcome of a training step."""
 
     metrics: list[float]  # as passed in, read from the device
     loss: float
@@ -171,10 +172,10 @@ class Outcome:
 
 
 def make_update(engine: Any, metrics_F: Tensor, loss: Tensor, limit: float) -> Outcome:
-    """Make the update that the gradients stand for, or none where the loss is not finite or above `limit`, or a
-    gradient is not finite: then weights, moments and Adam's count stay as they were, and DeepSpeed's counters advance.
+    """Make the update from the gradients, or skip it where the loss is not finite or above `limit`, or a gradient is
+    not finite: then weights, moments and Adam's step count stay, and DeepSpeed's counters advance.
 
-    metrics_F: float64 [F] on the device, handed through. loss: float64 scalar, the same on every rank. Collective."""
+    metrics_F: float64 [F] on the device, passed through. loss: float64 scalar, the same on every rank. Collective."""
     adam = engine_state.adam(engine)
     fit, before = torch.isfinite(loss) & (loss <= limit), None
     if engine.zero_optimization_stage() == 0 and not hasattr(engine.optimizer, "fp32_groups"):

@@ -1,11 +1,10 @@
-"""DeepSpeed's Adam for CPUs: built with a C++ compiler at the first start on a machine, with messages and without
-hanging.
+"""DeepSpeed's Adam for CPUs: compiled at the first start on a machine, with messages and without hanging.
 
-torch marks a build by a file named `lock`, which a process that is killed leaves behind, and every later start
-would wait for it forever, silently. So a start first checks who holds it: a process of this host has the file open, or
-its compiler works in the folder. A lock that no process here holds is removed if only this host has begun a build
-there. If another host may be building, the start waits until the lock is older than any build takes; then it ends and
-names the lock."""
+torch marks a build by a file named `lock`. A killed process leaves it behind, and every later start would wait for it
+forever, silently. So a start first checks who holds it: a process of this host that has the file open, or a compiler
+that works in the folder. A lock that no process here holds is removed if only this host has begun a build there. If
+another host may be building, the start waits until the lock is older than any build takes; then it ends and names the
+lock."""
 
 from __future__ import annotations
 
@@ -24,16 +23,16 @@ import torch
 from tgm_scale.runtime.compat import quiet_warnings
 
 CPU_ADAM = "cpu_adam"  # DeepSpeed's name of the extension
-BUILD_SECONDS = 600  # within which any build is done: 80 s on one free core
-_QUIET_SECONDS = 5  # of waiting without a word: a process that finds all built holds the lock for a moment
-_LOCK = "lock"  # torch.utils.cpp_extension's name for it
-_RECORD = "builder-"  # and the host's name: a build was begun there that is not done
+BUILD_SECONDS = 600  # upper limit of a build, which takes 80 s on one free core
+_QUIET_SECONDS = 5  # of silent waiting: a process that finds everything built holds the lock for a moment
+_LOCK = "lock"  # the name in torch.utils.cpp_extension
+_RECORD = "builder-"  # followed by the host's name: an unfinished build was begun there
 _SEES_PROCESSES = Path("/proc/self/fd").is_dir()
 
 
 def prepare_deepspeed(device: torch.device) -> None:
-    """Import DeepSpeed for this kind of device, its log quiet and its compiler's tools found."""
-    os.environ["DS_ACCELERATOR"] = device.type  # one that is inherited may name the other kind
+    """Import DeepSpeed for this kind of device, with a quiet log and its compiler's tools on the PATH."""
+    os.environ["DS_ACCELERATOR"] = device.type  # an inherited value may name the other kind
     # ninja, with which DeepSpeed builds its extensions, is next to the python of a virtual environment
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     quiet_warnings()
@@ -44,15 +43,15 @@ def prepare_deepspeed(device: torch.device) -> None:
     found = deepspeed.get_accelerator().device_name()
     assert found == device.type, f"DeepSpeed was imported for {found} before the run's device was known"
     if device.type == "cpu":
-        # a C++ extension that DeepSpeed would compile for 20 s at every fresh start, and fail without a compiler
+        # a C++ extension that DeepSpeed would compile for 20 s at every fresh start, failing without a compiler
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def load_cpu_adam(verbose: bool) -> float:
-    """Make DeepSpeed's Adam for CPUs ready in this process; builds it where it is missing. Returns the seconds.
+    """Load DeepSpeed's Adam for CPUs into this process, building it where it is missing. Return the seconds it took.
 
-    verbose: print what is waited for and built. Raises RuntimeError where it cannot be built, ValueError for a lock
-    that a killed build left."""
+    verbose: print waiting and building. Raises RuntimeError where it cannot be built, ValueError for a lock that a
+    killed build left behind."""
     from deepspeed.ops.op_builder import CPUAdamBuilder
 
     began, builder = time.perf_counter(), CPUAdamBuilder()
@@ -76,7 +75,7 @@ def load_cpu_adam(verbose: bool) -> float:
 
 
 def build_folder(name: str) -> Path:
-    """Where torch builds an extension of this name; it is made."""
+    """Create and return the folder where torch builds the extension of this name."""
     from torch.utils.cpp_extension import _get_build_directory
 
     try:
@@ -90,8 +89,8 @@ def build_folder(name: str) -> Path:
 
 
 def left_lock(folder: Path) -> Path | None:
-    """A lock in the folder that was left by a build that is over: no process of this host holds it, and no other host
-    can hold it, or it is too old. None where there is none, or where somebody may still build."""
+    """Return the lock in the folder if a build left it behind: no process of this host holds it, and no other host can
+    hold it, or it is too old. None without a lock, or where a build may still be running."""
     lock = folder / _LOCK
     try:
         age = time.time() - lock.stat().st_mtime
@@ -103,7 +102,7 @@ def left_lock(folder: Path) -> Path | None:
 
 
 def clear_lock(lock: Path) -> None:
-    """Remove a lock that was left, and the notes of who began to build."""
+    """Remove a lock left behind, and the records of who began to build."""
     for file in (*lock.parent.glob(_RECORD + "*"), lock):
         file.unlink(missing_ok=True)
 
@@ -119,7 +118,7 @@ def _begun_here_alone(folder: Path) -> bool:
 def _wait_for_lock(folder: Path, verbose: bool) -> None:
     lock, began, announced = folder / _LOCK, time.monotonic(), False
     while lock.exists():
-        with _alone_on_this_host(folder):  # else one process could remove the lock that another has just made
+        with _alone_on_this_host(folder):  # else one process could remove the lock that another has just created
             left = left_lock(folder)
             if left is not None and _begun_here_alone(folder):
                 clear_lock(left)
@@ -146,8 +145,8 @@ def _alone_on_this_host(folder: Path) -> Iterator[None]:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether another process of this host has the lock open, or works in its folder, as compilers do that outlive
-    the process that started them."""
+    """Return whether another process of this host has the lock open, or works in its folder, as compilers do that
+    outlive the process that started them."""
     own, lock = str(os.getpid()), lock.resolve()
     for process in Path("/proc").glob("[0-9]*"):
         if process.name != own and any(path == str(lock) for path in _opened(process)):
@@ -158,7 +157,7 @@ def _is_held(lock: Path) -> bool:
 
 
 def _opened(process: Path) -> Iterator[str]:
-    with suppress(OSError):  # it ended, or is another user's
+    with suppress(OSError):  # the process has ended, or belongs to another user
         for descriptor in (process / "fd").iterdir():
             yield _target(descriptor)
 

@@ -1,8 +1,8 @@
-"""Every key of a DeepSpeed JSON: supported, not used (and by what instead), or refused with the reason.
+"""Table of all DeepSpeed JSON keys: supported, not used (and what replaces them), or refused with the reason.
 
 DeepSpeed silently accepts unknown keys at the top level, and many known ones would change what the run computes. So
-the table is complete for DeepSpeed 0.19.8, and a key that is not in it is refused;
-`tests/training/test_engine_keys.py` walks DeepSpeed's own classes, so that keys of a new version are noticed there.
+the table is complete for DeepSpeed 0.19.8, and any other key is refused. `tests/training/test_engine_keys.py` walks
+DeepSpeed's own classes, so that keys of a new version are noticed there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Node = dict[str, Any]
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value may be. `read` returns the value as DeepSpeed wants it and raises ValueError, TypeError."""
+    """Kind of value. `read` returns the value in DeepSpeed's form and raises ValueError or TypeError."""
 
     wanted: str
     read: Callable[[Any], Any]
@@ -108,7 +108,7 @@ _NVME = "serves NVMe alone, from which a run could not resume"
 _RESTORE = "was never tried with this project's checkpoints"
 _SCALING = "changes how gradients are averaged, on which the losses of this project count"
 
-# key -> (why, the value that means "off", which is taken as if the key were not there)
+# key -> (reason, the value that means "off" and counts as an absent key)
 UNSUPPORTED: dict[str, tuple[str, Any]] = {
     **_each("optimizer scheduler zero_optimization.save_muon_momentum_buffer_in_memory", (_OPTIM, None)),
     **_each(
@@ -185,8 +185,8 @@ UNSUPPORTED: dict[str, tuple[str, Any]] = {
 
 
 def supported_keys(given: Node, origin: str) -> Node:
-    """The keys of a DeepSpeed JSON that have an effect, their values as DeepSpeed wants them; "auto" and null are left
-    out. Raises ValueError that lists every key that is unknown, refused, or of a value that cannot be."""
+    """Return the effective keys of a DeepSpeed JSON, with values in DeepSpeed's form; "auto" and null are left out.
+    Raises ValueError that lists every key that is unknown, refused, or has an invalid value."""
     mistakes: list[str] = []
     accepted = _section(given, SUPPORTED, "", mistakes)
     if mistakes:
@@ -195,7 +195,7 @@ def supported_keys(given: Node, origin: str) -> Node:
 
 
 def not_used(given: Node, origin: str) -> list[str]:
-    """A line for each key that has no effect because the run does the same thing itself."""
+    """Return a line for each key without effect, because the run itself does the same."""
     return [
         f"{origin}: {key}={value} is not used: {NOT_USED[key]}"
         for key, value in given.items()
@@ -226,7 +226,7 @@ def _section(given: Node, known: dict[str, Any], place: str, mistakes: list[str]
 
 
 def _without_effect(name: str, value: Any, known: dict[str, Any], place: str) -> list[str]:
-    """The mistake in a key that is not supported, if it is one."""
+    """Return the mistake in an unsupported key, if it is one."""
     if name in NOT_USED:
         return []
     if name in UNSUPPORTED:

@@ -1,8 +1,8 @@
-"""What the run derives for DeepSpeed: the user's JSON, completed.
+"""The DeepSpeed configuration: the user's JSON, completed by values derived from the run.
 
-The JSON says how to shard, offload and communicate. What the run derives (batch sizes, precision, clipping) is filled
-in; a value that contradicts it is an error that names both places. The optimizer's groups, and the learning rate of a
-step.
+The JSON says how to shard, offload and communicate. Derived values (batch sizes, precision, clipping) are filled in; a
+contradicting value is an error that names both places. Also the optimizer's parameter groups, and the learning rate of
+a step.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tgm_scale.engine import keys as engine_keys
 from tgm_scale.runtime.files import like
 from tgm_scale.runtime.outside.json_text import json_without_doubles
 
-_OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # and the lowest stage that has it
+_OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # and the lowest stage that supports it
 
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """What the run asks of the engine, in the run's own terms."""
+    """The run's requirements of the engine, in the run's own terms."""
 
     stage: int | None
     config_file: str | None
@@ -39,12 +39,12 @@ class EnginePlan:
 
     @property
     def moments(self) -> int:
-        """How many the optimizer keeps of each weight."""
+        """Number of moments that the optimizer keeps per weight."""
         return 1 if self.optimizer == "lion" else 2
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The whole of DeepSpeed's configuration; not to be changed. Raises ValueError as `engine_config` does."""
+        """Complete DeepSpeed configuration, not to be changed. Raises ValueError as `engine_config` does."""
         return engine_config(self)
 
     @property
@@ -53,14 +53,14 @@ class EnginePlan:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bf16 on a GPU and fp32 on a CPU."""
+    """Return the precision, with `auto` resolved to bf16 on a GPU and fp32 on a CPU."""
     if precision == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     return precision
 
 
 def engine_config(plan: EnginePlan) -> dict[str, Any]:
-    """The DeepSpeed configuration of the run: the user's JSON completed with what the run derives.
+    """Return the run's DeepSpeed configuration: the user's JSON completed with derived values.
 
     Raises ValueError where the two contradict each other."""
     origin = plan.config_file or "DeepSpeed's defaults"
@@ -72,8 +72,8 @@ def engine_config(plan: EnginePlan) -> dict[str, Any]:
         "gradient_clipping": plan.clip_norm or 0.0,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
-        # else each forward pass and each micro step waits for all that the GPU was given, the copies of the next step
-        # and the towers' own stream among them
+        # else each forward pass and each micro step waits for all work queued on the GPU, among it the copies of the
+        # next step and the towers' own stream
         "timers": {"throughput": {"enabled": False}},
     }
     sources = {
@@ -104,7 +104,7 @@ def engine_config(plan: EnginePlan) -> dict[str, Any]:
 
 
 def _set_stage(zero: dict[str, Any], plan: EnginePlan, origin: str) -> None:
-    """Fill in the stage, and refuse what it cannot do."""
+    """Fill in the stage, and refuse offloads that it does not support."""
     place = f"{origin}: zero_optimization"
     if plan.stage is not None:
         given = zero.get("stage", "auto")
@@ -123,7 +123,7 @@ def _set_stage(zero: dict[str, Any], plan: EnginePlan, origin: str) -> None:
                 f'resume from a checkpoint (its own comes back as fresh weights, without an error): use "cpu"'
             )
         if device == "none":
-            zero.pop(key, None)  # DeepSpeed takes the section's presence for a wish
+            zero.pop(key, None)  # DeepSpeed takes the section's presence as a request
         elif zero["stage"] < lowest:
             source = "zero_optimization.stage" if plan.stage is None else "deepspeed.stage"
             raise ValueError(f"{place}.{key} needs stage {lowest} or higher, {source}={zero['stage']}")
@@ -135,22 +135,22 @@ def _set_precision(config: dict[str, Any], plan: EnginePlan, origin: str) -> Non
         raise ValueError(f"{origin}: bf16.enabled={section['enabled']} contradicts train.precision={plan.precision}")
     section["enabled"] = wanted
     if wanted:
-        # without it one gradient that is not finite would stay in Adam's moments: off by default in older DeepSpeeds
+        # else one gradient that is not finite would stay in Adam's moments; off by default in older DeepSpeeds
         section["check_grad_overflow"] = True
 
 
 def _sum_in_fp32(config: dict[str, Any], plan: EnginePlan) -> None:
-    """Gradients of bf16 runs are summed in fp32, over micro steps and over ranks, unless the JSON says otherwise:
-    else the loss depends on the accumulation. DeepSpeed's stage 0 can only sum in bf16."""
+    """Sum gradients of bf16 runs in fp32, over micro steps and ranks, unless the JSON says otherwise: else the loss
+    depends on the accumulation. DeepSpeed's stage 0 can only sum in bf16."""
     if plan.precision == "bf16" and config["zero_optimization"]["stage"] > 0:
         config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
         config.setdefault("communication_data_type", "fp32")
-        # of stage 1: the bf16 gradient goes once it is added, 2 bytes a parameter less
+        # at stage 1 the bf16 gradient is freed once it is added: 2 bytes per parameter less
         config["bf16"].setdefault("immediate_grad_update", True)
 
 
 def not_used(config_file: str | None) -> list[str]:
-    """A line for each key of the JSON that has no effect because the run does the same thing itself."""
+    """Return a line for each key of the JSON without effect, because the run itself does the same."""
     return engine_keys.not_used(_read_json(config_file), config_file) if config_file else []
 
 
@@ -164,13 +164,13 @@ def _read_json(path: str) -> dict[str, Any]:
     return tree
 
 
-BASE_BATCH = 256  # base_lr is meant for this global batch and scaled linearly (Goyal et al. 2017, section 2.1)
+BASE_BATCH = 256  # reference batch of base_lr, which scales linearly (Goyal et al. 2017, section 2.1)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from 0, then half a cosine down to `last` (Loshchilov and Hutter 2017). No update has the rate 0:
-    where `last` is 0, the last one has the cosine's rate of half a step before its end."""
+    """Linear warm-up from 0, then a half cosine down to `last` (Loshchilov and Hutter 2017). No update has rate 0:
+    where `last` is 0, the last update has the cosine's rate half a step before its end."""
 
     peak: float
     last: float
@@ -183,7 +183,7 @@ class Schedule:
         return cls(base_lr * scale, min_lr * scale, round(warmup_share * steps), steps)
 
     def __call__(self, step: int) -> float:
-        """Learning rate of the update that makes step `step` (the first is 1) complete."""
+        """Return the learning rate of the update that completes step `step` (the first is 1)."""
         if step <= self.warmup_steps:
             return self.peak * step / self.warmup_steps
         end = self.steps if self.last else self.steps - 0.5
@@ -192,8 +192,8 @@ class Schedule:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, apart: tuple[str, float] = ("", 1.0)) -> list[dict]:
-    """Two groups: matrices decay; biases, norms, tokens and the temperature do not. Two more where `apart`, the
-    beginning of parameters' names, has a learning rate other than 1 times the others'.
+    """Return two groups: matrices decay; biases, norms, tokens and the temperature do not. Two more where `apart`, a
+    prefix of parameter names and a scale, sets a learning rate other than 1 times the others'.
 
     Decided by the shape at construction, before ZeRO-3 partitions the parameters."""
     prefix, scale = apart

@@ -1,9 +1,9 @@
-"""The engine's state by parameter name: fp32 weight and the optimizer's moments (Adam's two, Lion's one), whole, at
-any ZeRO stage.
+"""Engine state by parameter name: the whole fp32 weight and optimizer moments (two for Adam, one for Lion), at any
+ZeRO stage.
 
-This is what makes a checkpoint independent of stage, world size and offload. DeepSpeed's public tensor-fragment calls
-do the gathering and scattering; what they leave undone is done here through its internals, which setup.cfg pins and
-tests/training/test_engine_state.py holds.
+This makes a checkpoint independent of stage, world size and offload. DeepSpeed's public tensor-fragment calls do the
+gathering and scattering; the rest is done here through its internals, which setup.cfg pins and
+tests/training/test_engine_state.py checks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def parts_of(engine: Any) -> tuple[str, ...]:
-    """What is kept of each parameter by name: "weight" and the optimizer's moments."""
+    """Return the names of the tensors kept per parameter: "weight" and the optimizer's moments."""
     state = next(iter(adam(engine).state.values()))
     return ("weight", *(moment for moment in _MOMENTS if moment in state))
 
@@ -30,7 +30,7 @@ def named_parameters(engine: Any) -> list[tuple[str, nn.Parameter]]:
 
 
 def read(engine: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """(name, {part: fp32 tensor of the whole parameter}) for each parameter, one at a time. Collective."""
+    """Yield (name, {part: fp32 tensor of the whole parameter}), one parameter at a time. Collective."""
     source, (_, *moments) = _plain_pairs(engine), parts_of(engine)
     for name, parameter in named_parameters(engine):
         if source is None:
@@ -41,22 +41,22 @@ def read(engine: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
 
 
 def masters(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """(name, fp32 weight of the whole parameter), one at a time, at stages 0 to 2. Collective."""
+    """Yield (name, fp32 weight of the whole parameter), one at a time, at stages 0 to 2. Collective."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     source = _plain_pairs(engine)
     for name, parameter in named_parameters(engine):
         if source is not None:
             yield name, source[name][1].detach()
-        elif parameter.dtype == torch.float32:  # a copy of its master
+        elif parameter.dtype == torch.float32:  # equals its master
             yield name, parameter.detach()
         else:
             yield name, safe_get_full_fp32_param(parameter).detach()
 
 
 def write(engine: Any, step: int, updates: int, tensor_of: Callable[[str, str], Tensor]) -> None:
-    """Set every weight and moment from `tensor_of(name, part)`, and the counts: `updates`, which Adam corrects its
-    moments' bias by, is less than `step` where updates were refused. Collective."""
+    """Set every weight and moment from `tensor_of(name, part)`, and the counts. `updates`, Adam's count for bias
+    correction, is less than `step` where updates were refused. Collective."""
     source, (_, *moments) = _plain_pairs(engine), parts_of(engine)
     for name, parameter in named_parameters(engine):
         if source is None:
@@ -75,7 +75,7 @@ def write(engine: Any, step: int, updates: int, tensor_of: Callable[[str, str], 
 
 
 def whole_weights(engine: Any, parameters: list[nn.Parameter]) -> AbstractContextManager[object]:
-    """Within it the working weights are whole on every process, to be read. Collective."""
+    """Return a context in which the working weights are whole on every process, for reading. Collective."""
     if engine.zero_optimization_stage() < 3:
         return nullcontext()
     import deepspeed
@@ -84,12 +84,12 @@ def whole_weights(engine: Any, parameters: list[nn.Parameter]) -> AbstractContex
 
 
 def adam(engine: Any) -> torch.optim.Optimizer:
-    """The optimizer that DeepSpeed's wrapper drives, or that is driven without one."""
+    """Return the optimizer inside DeepSpeed's wrapper, or the engine's optimizer where there is no wrapper."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
 def _plain_pairs(engine: Any) -> dict[str, tuple[nn.Parameter, nn.Parameter]] | None:
-    """name -> (working parameter, fp32 parameter that Adam updates) at stage 0; None under ZeRO."""
+    """Return name -> (working parameter, fp32 parameter that Adam updates) at stage 0; None under ZeRO."""
     if engine.zero_optimization_stage() > 0:
         return None
     names = {id(parameter): name for name, parameter in named_parameters(engine)}
@@ -114,27 +114,28 @@ def _write_fragments(parameter: Any, name: str, moments: list[str], tensor_of: C
     device = parameter.device
     if not hasattr(parameter, "ds_tensor"):
         if parameter._hp_mapping is None:
-            return  # another rank's: not read here; _refresh_working_weights gathers it
+            return  # belongs to another rank: not read here; _refresh_working_weights gathers it
         utils.safe_set_full_fp32_param(parameter, tensor_of(name, "weight").to(device))
         for part in moments:
             utils.safe_set_full_optimizer_state(parameter, tensor_of(name, part).to(device), part)
         return
-    # ZeRO-3: the calls for whole tensors fail on one that the world size does not divide, so set this rank's slice
+    # ZeRO-3: the calls for whole tensors fail where the world size does not divide the tensor, so set this rank's
+    # slice
     utils.safe_set_local_fp32_param(parameter, _own_slice(parameter, tensor_of(name, "weight")).to(device))
     for part in moments:
         utils.safe_set_local_optimizer_state(parameter, _own_slice(parameter, tensor_of(name, part)).to(device), part)
 
 
 def _own_slice(parameter: Any, value: Tensor) -> Tensor:
-    """This rank's part of a whole tensor under ZeRO-3, padded with zeros at the end."""
+    """Return this rank's slice of a whole tensor under ZeRO-3, padded with zeros at the end."""
     length = parameter.ds_tensor.numel()
     flat = value.flatten()[length * dist.get_rank() : length * (dist.get_rank() + 1)]
     return torch.nn.functional.pad(flat, (0, length - flat.numel()))
 
 
 def allocate_moments(engine: Any) -> None:
-    """Give the optimizer its state before the first step, as its first step would: a checkpoint may come earlier, and
-    a first step that is refused leaves none. Once, after the engine is built."""
+    """Allocate the optimizer state as its first step would: a checkpoint may come earlier, and a refused first step
+    allocates none. Called once, after the engine is built."""
     inner = adam(engine)
     if engine.zero_optimization_stage() == 3:
         masters = engine.optimizer.fp32_partitioned_groups_flat
@@ -153,13 +154,13 @@ def allocate_moments(engine: Any) -> None:
 
 
 def _is_adam(inner: torch.optim.Optimizer) -> bool:
-    """Whether it has Adam's second moment and count, torch's or DeepSpeed's; Lion has neither."""
+    """Return whether the optimizer has Adam's second moment and count, torch's or DeepSpeed's; Lion has neither."""
     return "eps" in inner.defaults
 
 
 def _no_updates(inner: torch.optim.Optimizer, master: Tensor) -> Tensor | int:
-    """Adam's count at its start: fused kernels read it on the parameter's device, torch's others on the host, and
-    DeepSpeed's Adam for CPUs counts in Python."""
+    """Return Adam's initial step count: fused kernels read it on the parameter's device, torch's others on the host,
+    and DeepSpeed's Adam for CPUs counts in Python."""
     if not isinstance(inner, torch.optim.AdamW):
         return 0
     fused = inner.defaults["fused"] or inner.defaults["capturable"]
@@ -167,7 +168,7 @@ def _no_updates(inner: torch.optim.Optimizer, master: Tensor) -> Tensor | int:
 
 
 def _refresh_working_weights(engine: Any) -> None:
-    """Setting fp32 weights leaves the weights that the module computes with as they were: copy them over."""
+    """Copy the fp32 weights to the working weights of the module, which setting the former leaves unchanged."""
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() < 3:
         optimizer.update_lp_params()
@@ -187,7 +188,7 @@ def _refresh_working_weights(engine: Any) -> None:
 def _set_updates(inner: torch.optim.Optimizer, updates: int) -> None:
     for state in inner.state.values():
         if "step" in state:
-            # one tensor each, on its own device: a shared one would be counted up once per group
+            # one tensor each, on its own device: a shared one would be incremented once per group
             count = state["step"]
             state["step"] = torch.full_like(count, float(updates)) if torch.is_tensor(count) else updates
     for group in inner.param_groups:

@@ -1,1 +1,1 @@
-"""The run folder: configuration, metrics, events, what was left out; which checkpoint a run resumes from."""
+"""The run folder: configuration, metrics, events, samples left out; the checkpoint that a run resumes from."""

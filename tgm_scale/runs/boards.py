@@ -1,8 +1,8 @@
-"""Where the rows of metrics.jsonl are shown once more while a run is under way: TensorBoard, Weights & Biases.
+"""Boards that show the rows of metrics.jsonl during a run: TensorBoard, Weights & Biases.
 
-Nothing of the latter holds up or stops a training: what is to be sent waits in a queue of a thread of its own, and
-what fails is a warning. Nothing but rows, pictures and the configuration (its addresses without secrets) is sent: no
-code, command line or machine.
+The latter cannot hold up or stop training: data to send wait in the queue of a separate thread, and failures are
+warnings. Only rows, pictures and the configuration (its addresses without secrets) are sent: no code, command line or
+machine details.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from PIL import Image
 from tgm_scale.config.sections import RunSettings, WandbConfig
 from tgm_scale.runtime.terminal import message, tree_without_secrets
 
-PICTURE = "reconstructions"  # the name of the pictures there
-_WAITING = 10_000  # rows that wait to be sent, of which more are dropped: some 10 MB
-_FINISH_SECONDS = 15.0  # for what is left at the end; it lies in RUN/wandb, too
+PICTURE = "reconstructions"  # the name of the pictures on the boards
+_WAITING = 10_000  # rows that wait to be sent, some 10 MB; further ones are dropped
+_FINISH_SECONDS = 15.0  # to send the rest at the end, which also lies in RUN/wandb
 _JOIN_SECONDS = 20.0
 
 
 class TensorBoard:
-    """RUN/tensorboard. A restart hides what came after the checkpoint."""
+    """Board in RUN/tensorboard. A restart hides everything after its checkpoint."""
 
     def __init__(self, folder: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -52,22 +52,22 @@ class TensorBoard:
 
 
 def figures_of(row: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a row, without its step."""
+    """Return the numbers of a row, without its step."""
     return {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
 
 
 def run_id(folder: Path) -> str:
-    """The same at every start of a run, wherever its folder lies: of the record of the first one, with its time, its
-    host, and digests of the configuration."""
+    """Return an id that is the same at every start of a run, wherever its folder lies: a hash of the first start's
+    record, which has its time, its host, and digests of the configuration."""
     with (folder / "environment.jsonl").open("rb") as stream:
         return hashlib.blake2b(stream.readline(), digest_size=8).hexdigest()
 
 
 class WandbBoard:
-    """A run there, of one start."""
+    """Weights & Biases run of one start."""
 
     def __init__(self, folder: Path, settings: WandbConfig, tree: dict[str, Any]):
-        """tree: the configuration that is shown there."""
+        """Start the thread that sends. tree: the configuration to show there."""
         self._folder, self._settings, self._tree = folder, settings, tree
         self._waiting: queue.Queue[tuple[int, dict[str, Any]] | int] = queue.Queue(_WAITING)
         self._dropped = 0
@@ -82,10 +82,10 @@ class WandbBoard:
         self._put(step, {PICTURE: picture})
 
     def flush(self) -> None:
-        """Nothing: nobody waits for a network."""
+        """Do nothing: training does not wait for a network."""
 
     def close(self, code: int = 0) -> None:
-        """Send what waits, for some seconds. code: 0 where the run ended as it should."""
+        """Send the queue's rest within some seconds. code: 0 where the run ended as it should."""
         try:
             self._waiting.put_nowait(code)
         except queue.Full:
@@ -110,12 +110,12 @@ class WandbBoard:
                 step, figures = item
                 run.log({name: self._shown(value) for name, value in figures.items()}, step=step)
             run.finish(exit_code=item)
-        except Exception as error:  # whatever it is, the training goes on
+        except Exception as error:  # whatever it is, training goes on
             self._failed = True
             self._warn(f"{type(error).__name__}: {error}; the run goes on without")
 
     def _begin(self) -> Any:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else failures are told to its makers
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else failures are reported to its makers
         import wandb
 
         mode: Any = self._settings.mode or os.environ.get("WANDB_MODE") or "online"  # wandb checks the latter
@@ -127,7 +127,7 @@ class WandbBoard:
             name=self._folder.resolve().name,
             dir=str(self._folder),
             mode=mode,
-            resume="allow" if mode == "online" else None,  # offline the id alone says which run it is
+            resume="allow" if mode == "online" else None,  # offline the id alone identifies the run
             reinit="create_new",
             config=self._tree,
             settings=wandb.Settings(
@@ -161,7 +161,7 @@ Board = TensorBoard | WandbBoard
 
 @contextmanager
 def others(folder: Path, config: RunSettings, settings: WandbConfig | None) -> Iterator[list[Board]]:
-    """The boards beside TensorBoard while steps are made."""
+    """Yield the boards other than TensorBoard while steps are made."""
     if settings is None:
         yield []
         return

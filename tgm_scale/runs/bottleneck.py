@@ -1,4 +1,4 @@
-"""Which rank waits, for what, and the remedy, by the heartbeats of the ranks (RUN/ranks/NNNNN)."""
+"""The bottleneck of a run, the rank that causes it, and the remedy, from the ranks' heartbeats (RUN/ranks/NNNNN)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tgm_scale.data.access.patience import Wait
 from tgm_scale.runtime.outside.json_text import json_file
 from tgm_scale.runtime.terminal import message
 
-RECENT = 50  # steps that the speed is the median of, and about those that the ranks' shares of time are of
-_SHARES = {"data": 0.1, "checkpoint": 0.1, "network": 0.1, "guidance": 0.25}  # above these something is worth doing
+RECENT = 50  # steps for the median speed, and about as many for the ranks' shares of time
+_SHARES = {"data": 0.1, "checkpoint": 0.1, "network": 0.1, "guidance": 0.25}  # above these a remedy pays off
 _LAGGING = 0.1
 
 
 class Rank(NamedTuple):
-    """Shares of a rank's recent time by phase; they add up to 1."""
+    """A rank and the shares of its recent time by phase, which add up to 1."""
 
     number: int
     host: str
@@ -30,7 +30,7 @@ class Rank(NamedTuple):
 
 
 def read_ranks(folder: Path, world_size: int) -> list[Rank]:
-    """The ranks of the run in this folder; empty before the first heartbeats with times."""
+    """Return the ranks of the run in this folder; empty before the first heartbeats with times."""
     ranks = []
     for number in range(world_size):
         beat = read_heartbeat(folder / "ranks" / f"{number:05d}")
@@ -42,7 +42,7 @@ def read_ranks(folder: Path, world_size: int) -> list[Rank]:
 
 
 def read_heartbeat(file: Path) -> dict[str, Any]:
-    """A rank's heartbeat; empty if its file is missing or damaged."""
+    """Return a rank's heartbeat; empty if its file is missing or damaged."""
     try:
         beat = json_file(file)
     except (OSError, ValueError):
@@ -51,7 +51,7 @@ def read_heartbeat(file: Path) -> dict[str, Any]:
 
 
 def from_metrics(rows: list[dict[str, Any]]) -> list[Rank]:
-    """The main rank as metrics.jsonl knows it, for a run that has told nothing else."""
+    """Return the main rank by its metrics.jsonl, for a run without heartbeats."""
     whole = sum(row["step_seconds"] for row in rows)
     data, guidance = (sum(row[name] for row in rows) / whole for name in ("data_seconds", "guidance_seconds"))
     return [Rank(0, "its host", {"data": data, "guidance": guidance, "update": 1 - data - guidance})]
@@ -60,10 +60,10 @@ def from_metrics(rows: list[dict[str, Any]]) -> list[Rank]:
 def recent_shares(
     root: Path, world_size: int, rows: list[dict[str, Any]], starts: list[dict[str, Any]]
 ) -> tuple[list[Rank], int]:
-    """Where the ranks' time goes, and about how many of the newest steps that is of: by their heartbeats, which are of
-    the newest start, else by metrics.jsonl, which knows the main rank alone. No ranks where no row is whole.
+    """Return the ranks' shares of time, and about how many of the newest steps they cover: from the heartbeats, which
+    cover the newest start, else from metrics.jsonl, which covers the main rank only. No ranks where no row is whole.
 
-    The first step of each start is left out, unless there is no other: it compiles, and starts the workers."""
+    The first step of each start is left out, unless it is the only one: it compiles, and starts the workers."""
     firsts = {start["step"] + 1 for start in starts}
     whole = [row for row in rows[-RECENT - len(firsts) :] if is_whole(row)]
     steady = [row for row in whole if row["step"] not in firsts][-RECENT:] or whole
@@ -74,7 +74,7 @@ def recent_shares(
 
 
 def is_whole(row: dict[str, Any]) -> bool:
-    """Whether a row of metrics.jsonl has its times and counts as they were written."""
+    """Return whether a row of metrics.jsonl has valid times and counts."""
     figures = [row.get(name) for name in ("step_seconds", "data_seconds", "guidance_seconds")]
     counts = [row.get(name) for name in ("samples", "skipped_samples")]
     return (
@@ -85,17 +85,17 @@ def is_whole(row: dict[str, Any]) -> bool:
 
 
 def counted(steps: int) -> str:
-    """Which of the newest steps a share of time is of, in words."""
+    """Return a phrase for the number of newest steps that a share of time covers."""
     return "the last step" if steps == 1 else f"about the last {steps} steps"
 
 
 def explain(ranks: list[Rank], tree: dict[str, Any]) -> str:
-    """One line: the bottleneck, its rank, and the remedy. tree: the run's configuration."""
+    """Return one line: the bottleneck, its rank, and the remedy. tree: the run's configuration."""
     worst = {
         phase: max(ranks, key=lambda rank: rank.shares.get(phase, 0)) for phase in ("data", "guidance", "checkpoint")
     }
     found = {phase: rank.shares.get(phase, 0.0) for phase, rank in worst.items()}
-    # Ranks meet on the host after guidance: who comes last waits for nobody, so what it spends there is the network's.
+    # Ranks meet on the host after guidance. The last to arrive waits for nobody, so its time there is the network's.
     last = min(ranks, key=lambda rank: rank.shares.get("meeting", 0))
     found["network"] = last.shares.get("meeting", 0.0)
     over = {phase: share for phase, share in found.items() if share > _SHARES[phase]}
@@ -131,8 +131,8 @@ def _remedy(phase: str, rank: Rank, ranks: list[Rank], tree: dict[str, Any]) -> 
 
 
 def _cheaper_guidance(tree: dict[str, Any]) -> str:
-    """The ways that are not taken yet."""
-    guidance = tree.get("guidance") or {}  # of a run that an earlier version made
+    """Return the ways to make guidance cheaper that the run does not use yet."""
+    guidance = tree.get("guidance") or {}  # absent in a run of an earlier version
     if guidance.get("towers") is None:
         return "masks without towers take it: docs/RECIPES.md says what each recipe costs"
     if guidance.get("cached"):
@@ -148,16 +148,17 @@ def _cheaper_guidance(tree: dict[str, Any]) -> str:
 
 
 def workers_wanted(workers: int, waiting: float) -> int:
-    """Workers that decode as fast as the rest of a step takes, if `waiting` is the share that it waits for `workers`.
+    """Return how many workers decode as fast as the rest of a step takes, if the step waits `waiting` of its time for
+    `workers` of them.
 
-    They are the bottleneck, so they are busy all the time, and clips a second grow with their number. Without workers
-    the waiting is the decoding itself."""
+    As the bottleneck they are always busy, so clips per second grow with their number. Without workers, the waiting is
+    the decoding itself."""
     rest = max(1 - waiting, 0.01)
     return ceil(waiting / rest) if workers == 0 else ceil(workers / rest)
 
 
 _NAMED = 4
-_FRESH = 60.0  # seconds: an older heartbeat is of a rank that died or hangs
+_FRESH = 60.0  # seconds: an older heartbeat belongs to a rank that died or hangs
 
 
 class _Beat(BaseModel):
@@ -167,7 +168,8 @@ class _Beat(BaseModel):
 
 
 def waiting(folder: Path) -> str:
-    """The processes of a run that wait for a shard, the longest first, for how long, and why; "" where none does."""
+    """Return a text on the processes that wait for a shard, the longest first, for how long and why; "" if none
+    waits."""
     found: dict[tuple[str, str], tuple[float, str]] = {}
     for file in sorted((folder / "ranks").glob("[0-9]*")):
         try:
@@ -187,7 +189,7 @@ def waiting(folder: Path) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In words, such as 2 d 3:04:05."""
+    """Return a text such as 2 d 3:04:05."""
     days, rest = divmod(round(max(seconds, 0.0)), 86400)
     hours, rest = divmod(rest, 3600)
     minutes, rest = divmod(rest, 60)

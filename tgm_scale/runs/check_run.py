@@ -1,4 +1,4 @@
-"""`tgm-scale check RUN`: whether a run folder is whole, and what it can be resumed from."""
+"""`tgm-scale check RUN`: whether a run folder is whole, and which checkpoint it can resume from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tgm_scale.runtime.outside.json_text import json_file
 
 
 class Findings:
-    """Lines for the report, and how bad they are: `code` is the exit code so far."""
+    """Lines of the report and their severity: `code` is the exit code so far."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -27,7 +27,7 @@ class Findings:
         self.lines.append(self._good[name])
 
     def bad(self, name: str, text: str, stops: bool = False) -> None:
-        """Damage; `stops`: a start would refuse to resume. What is damaged is not ok in another respect."""
+        """Add damage, and remove the file's ok line if it has one. stops: a start would refuse to resume."""
         if (line := self._good.pop(name, None)) is not None:
             self.lines.remove(line)
         self.lines.append(f"DAMAGED  {name}: {text}")
@@ -35,10 +35,10 @@ class Findings:
 
 
 def check(folder: str) -> tuple[str, int]:
-    """A report on every file of a run that a start or `tgm-scale status` reads, each checkpoint compared with its
-    hashes, and the exit code: 0 whole, 1 damaged but can be resumed, 2 cannot be resumed as it is.
+    """Return a report and the exit code: 0 whole, 1 damaged but resumable, 2 not resumable as it is. It covers every
+    file that a start or `tgm-scale status` reads, and compares each checkpoint with its hashes.
 
-    Raises ValueError for a folder that is no run."""
+    Raises ValueError for a folder that is not a run."""
     root = Path(folder)
     if not (root / "config.yaml").is_file() and not (root / "checkpoints").is_dir():
         raise ValueError(f"{folder}: no config.yaml and no checkpoints: {run_folder.no_run(root)}")
@@ -65,7 +65,7 @@ def check(folder: str) -> tuple[str, int]:
     why = run_folder.failure(root)
     for event in events.read(root):
         if event["event"] == run_folder.FAILED and event.get("why") != why:
-            continue  # a later start did not
+            continue  # a later start did not fail in this way
         found.lines.append(
             f"earlier  {event['event']}: {event.get('checkpoint') or event.get('file') or event.get('why')}"
         )
@@ -74,8 +74,8 @@ def check(folder: str) -> tuple[str, int]:
 
 
 def _unwritable(folder: Path) -> dict[str, str]:
-    """Those of a run's folders and files that a start writes and this user cannot, with the reasons. Nothing in them
-    changes."""
+    """Return the folders and files of a run that a start writes and this user cannot, with the reasons. Their contents
+    do not change."""
     found = {}
     for path in (folder, *(folder / name for name in run_folder.FOLDERS)):
         if path.is_dir():
@@ -132,12 +132,12 @@ def _read(found: Findings, file: Path, read: Callable[[Path], Any], stops: bool 
 
 def _metrics(found: Findings, root: Path) -> None:
     if not (root / "metrics.jsonl").is_file():
-        if made := folders.steps_in(root / "checkpoints"):  # nothing that a start needs
+        if made := folders.steps_in(root / "checkpoints"):  # a start needs none of it
             found.lines.append(f"missing  metrics.jsonl: the rows up to step {made[-1]}")
         return
     rows, lines = rows_and_damaged(root)
     steps = [row["step"] for row in rows]
-    # rows are on the disk before the checkpoint of their step is
+    # rows reach the disk before the checkpoint of their step
     last = max([*steps[-1:], *folders.steps_in(root / "checkpoints")], default=0)
     if lines:
         found.bad("metrics.jsonl", f"{lines} lines are no rows, in it or in metrics.jsonl.damaged")
@@ -158,14 +158,14 @@ def _ranks(found: Findings, root: Path) -> None:
     try:
         wanted = run_folder.read_plan(root)["world_size"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # said of plan.json
+        return  # already reported for plan.json
     if files and len(files) < wanted:
         found.bad("ranks", f"{len(files)} ranks left word, the plan has {wanted}")
 
 
 def _checkpoints(found: Findings, root: Path) -> str | None:
     used, whole, ours = None, 0, 0
-    belongings: list[tuple[str, Path]] = []  # a whole checkpoint, and a file beside it
+    belongings: list[tuple[str, Path]] = []  # a whole checkpoint, and a file next to it
     for folder in sorted(root.glob("*")) if root.is_dir() else []:
         if folders.step_of(folder) is None:
             found.lines.append(f"ignored  {folder.name}: not a checkpoint's name")
@@ -199,7 +199,7 @@ def _checkpoints(found: Findings, root: Path) -> str | None:
 
 
 def _beside(reader: checkpoint.Reader) -> list[Path]:
-    """The files that a start from this checkpoint reads beside it."""
+    """Return the files next to a checkpoint that a start from it reads."""
     objective = (reader.manifest.get("config") or {}).get("objective") or {}
     average = ema.averaged_file(reader)
     found = [] if average is None else [average]

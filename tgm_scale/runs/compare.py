@@ -1,4 +1,4 @@
-"""Where runs differ first: configuration, data sequence, losses."""
+"""First differences between runs: configuration, data sequence, losses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runs.status import read_tree, results
 
-NOT_THERE = "not there"  # in words, of a key that a configuration does not have
+NOT_THERE = "not there"  # shown for a key that a configuration lacks
 
 
 def compare(one: str, other: str) -> tuple[str, bool]:
-    """A report on where two runs differ first (configuration, data sequence, losses), and whether they are equal.
+    """Return a report on the first differences between two runs (configuration, data sequence, losses), and whether
+    they are equal.
 
-    Raises ValueError for a folder that is no run."""
+    Raises ValueError for a folder that is not a run."""
     trees = [read_tree(run) for run in (one, other)]
     report = _config_differences(*trees)
     if all("encoder" in tree for tree in trees):
@@ -58,7 +59,7 @@ def compare(one: str, other: str) -> tuple[str, bool]:
 
 
 def _apart(one: float | None, other: float | None) -> float:
-    """How far two losses are apart; None was not finite."""
+    """Return the distance of two losses, where None stands for one that was not finite."""
     if one is None or other is None:
         return 0.0 if one is other else math.inf
     return abs(one - other)
@@ -73,7 +74,7 @@ def _config_differences(here: dict[str, Any], there: dict[str, Any]) -> list[str
 
 
 def differing_keys(trees: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The keys, beside run.dir, that configurations do not have in common, with the value in each, or NOT_THERE."""
+    """Return the keys, except run.dir, whose values differ between configurations, with each value or NOT_THERE."""
     found = {}
     for section in dict.fromkeys(section for tree in trees for section in tree):
         each = [tree.get(section) or {} for tree in trees]

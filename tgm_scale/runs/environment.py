@@ -1,4 +1,4 @@
-"""What a start runs in: versions of packages, host, commit, SLURM job; a line of RUN/environment.jsonl."""
+"""Environment of a start: versions of packages, host, commit, SLURM job; a line of RUN/environment.jsonl."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tgm_scale.runtime import launch
 
 
 def of_this_start() -> dict[str, Any]:
-    """Versions, host, git state and job of this start."""
+    """Return versions, host, git state and job of this start."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),
@@ -25,7 +25,7 @@ def of_this_start() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Installed versions of the packages that decide a run's numbers."""
+    """Return the installed versions of the packages that determine a run's numbers."""
     packages = ("tgm_scale", "torch", "deepspeed", "transformers", "webdataset", "av", "numpy")
     return {name: _version(name) for name in packages}
 
@@ -38,8 +38,8 @@ def _version(package: str) -> str | None:
 
 
 def _git_state() -> dict[str, Any]:
-    """Commit of our own checkout and whether it was changed; None for an installed package, also where its virtual
-    environment lies in somebody else's repository."""
+    """Return the commit of our own checkout and whether it was changed; None for an installed package, even where its
+    virtual environment lies in somebody else's repository."""
     root = Path(__file__).resolve().parents[2]
     own = (root / "setup.cfg").is_file() and Path(_git(root, "rev-parse", "--show-toplevel") or "/").samefile(root)
     commit = _git(root, "rev-parse", "HEAD") if own else None

@@ -1,4 +1,4 @@
-"""RUN/events.jsonl: what happened to the run's own files, for `tgm-scale status` and `tgm-scale check`."""
+"""RUN/events.jsonl: events in the run's own files, for `tgm-scale status` and `tgm-scale check`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def append(folder: Path, kind: str, **facts: Any) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The events so far, oldest first; lines that are none are left out."""
+    """Return the events so far, oldest first; invalid lines are left out."""
     file = folder / FILE
     found = []
     for line in file.read_text(errors="replace", encoding="utf-8").splitlines() if file.is_file() else []:

@@ -1,4 +1,4 @@
-"""Faults of a run: refused updates, rollbacks, the skip list, and what ends a run."""
+"""Faults of a run: refused updates, rollbacks, the skip list, and exceptions that end a run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from tgm_scale.runs import events
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
 
-_MEMORY = 100  # losses that a spike is measured against
+_MEMORY = 100  # losses for the median that a spike is compared with
 _ENOUGH = 20
 _FILE, _EVENT = "faults.json", "rolled_back"
-SKIP_LIST = "skip_list"  # the reason why a sample is left out that is not broken
-# not counted as broken: faults.rollbacks bounds the one, data.max_left_out_share the other, as a finetuning starts
+SKIP_LIST = "skip_list"  # reason for leaving out samples that are not broken
+# not counted as broken: faults.rollbacks limits the first, data.max_left_out_share the second, when finetuning starts
 JUDGED_BEFORE = (SKIP_LIST, "no_label")
 
 
 class RunStopped(RuntimeError):
-    """The run cannot continue; the message says why and what to do. No user mistake, and no traceback needed."""
+    """The run cannot continue; the message gives the reason and the remedy. No user mistake, and no traceback
+    needed."""
 
     exit_code = 1  # of the command: a new start may help
 
@@ -40,29 +41,29 @@ class Diverged(RunStopped):
 
 
 class SpikeDetector:
-    """Decides from the losses so far which loss is a spike. All ranks see the same losses, so their decisions agree.
+    """Detector of loss spikes, which compares with the losses so far. All ranks see the same losses, so they agree.
 
-    recent: the losses of the steps before, so that a resumed run decides as if it had never stopped."""
+    recent: losses of the previous steps, so that a resumed run decides as if it had never stopped."""
 
     def __init__(self, spike_factor: float | None, recent: Iterable[float]):
         self.spike_factor = spike_factor
         self.recent = deque(recent, maxlen=_MEMORY)
 
     def limit(self) -> float:
-        """The largest loss that an update is made for; infinity where there is no limit (yet), or none that means
-        anything: with the terms `policy` and `adversary` a loss may be below 0."""
+        """Return the largest loss for which an update is made; infinity where there is no limit (yet), or no
+        meaningful one: with the terms `policy` and `adversary` a loss may be below 0."""
         if self.spike_factor is None or len(self.recent) < _ENOUGH or (usual := median(self.recent)) <= 0:
             return math.inf
         return self.spike_factor * usual
 
     def note(self, loss: float) -> None:
-        """The loss of a step whose update was not refused."""
+        """Add the loss of a step whose update was not refused."""
         self.recent.append(loss)
 
 
 class FaultState(BaseModel):
-    """What outlives a rollback, in RUN/faults.json: the number of rollbacks, and the samples left out since. The file
-    has its digest, and a copy is in RUN/events.jsonl, since no other file of the run folder has these."""
+    """State that outlives a rollback, in RUN/faults.json: the number of rollbacks, and the samples left out since. The
+    file has its digest, and RUN/events.jsonl a copy, since no other file of the run folder has these."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     rollbacks: int = 0
@@ -70,8 +71,8 @@ class FaultState(BaseModel):
 
     @classmethod
     def load(cls, folder: Path) -> tuple[FaultState, str]:
-        """What a run folder says, and why the copy was taken: "" where it was not. Raises ValueError where the file is
-        damaged and there is no copy."""
+        """Return the state in a run folder, and why it is from the copy: "" where it is not. Raises ValueError where
+        the file is damaged and there is no copy."""
         file = folder / _FILE
         copies = [event for event in events.read(folder) if event["event"] == _EVENT]
         damage = "missing"
@@ -92,7 +93,7 @@ class FaultState(BaseModel):
 
     @classmethod
     def _of(cls, tree: Any) -> FaultState:
-        """Raises ValueError for what is none, or not what was written."""
+        """Return the state in `tree`. Raises ValueError where it is invalid or differs from its hash."""
         fields = dict(tree) if isinstance(tree, dict) else tree
         if isinstance(fields, dict) and fields.pop("blake2b", None) not in (None, manifest.digest(fields)):
             raise ValueError("its contents differ from its own hash")
@@ -109,7 +110,7 @@ class FaultState(BaseModel):
 
 
 def leave_out(batch: Batch, unwanted: Callable[[str], bool], reason: str, detail: str = "") -> None:
-    """Give the clips of unwanted samples weight 0, and name each sample once, however many clips are of it."""
+    """Give the clips of unwanted samples weight 0, and name each sample once, whatever its number of clips."""
     found = {key for key, weight in zip(batch.keys, batch.weight.tolist()) if weight > 0 and unwanted(key)}
     for index, key in enumerate(batch.keys):
         if key in found:
@@ -118,7 +119,7 @@ def leave_out(batch: Batch, unwanted: Callable[[str], bool], reason: str, detail
 
 
 def log_refused_update(folder: Path, step: int, loss: float, reason: str, keys_of_ranks: list[list[str]]) -> None:
-    """Name a refused step's samples by rank in RUN/refused.jsonl."""
+    """Write a refused step's samples by rank to RUN/refused.jsonl."""
     with (folder / "refused.jsonl").open("a", encoding="utf-8") as stream:
         for rank, keys in enumerate(keys_of_ranks):
             entry = {"step": step, "loss": str(loss), "reason": reason, "rank": rank, "keys": keys}

@@ -1,4 +1,4 @@
-"""The figures of an evaluation, as results.json has them: shares of right answers."""
+"""Figures of an evaluation, as in results.json: shares of correct answers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from tgm_scale.contracts import lost_and_noted
 
-SHARED = "in both parts"  # the key of what training and test share, in words: a figure of such clips is no test
+SHARED = "in both parts"  # key for clips shared by training and test: figures on them are no test
 
 
 def shares(results: Any) -> dict[str, float]:
-    """The value of each figure in what a results.json holds. Raises ValueError where one is no number from 0 to 1, or
-    there are none at all."""
+    """Return the value of each figure in the contents of a results.json. Raises ValueError where a value is not a
+    number from 0 to 1, or the figures are missing."""
     try:
         values = {str(name): figure["value"] for name, figure in results["figures"].items()}
     except (KeyError, TypeError, AttributeError) as error:
@@ -23,15 +23,15 @@ def shares(results: Any) -> dict[str, float]:
 
 
 def cautions(results: dict[str, Any]) -> list[str]:
-    """What an evaluation said of its data: what its parts share, and labels or groups by which figures are others
-    than they seem."""
+    """Return an evaluation's cautions about its data: clips shared by its parts, and labels or groups that make
+    figures misleading."""
     said = results.get(SHARED), results.get("facts", {}).get("note")
     return [str(one) for one in said if one]
 
 
 def in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """Figures with their intervals, then the facts beside them: what each is, and its text. Raises KeyError,
-    TypeError, AttributeError or ValueError where they are not as an evaluation wrote them."""
+    """Return figures with their intervals, then further facts, as (name, text). Raises KeyError, TypeError,
+    AttributeError or ValueError where they are not as an evaluation wrote them."""
     found = []
     for name, value in results["figures"].items():
         of = f"{value['captions']} captions" if "captions" in value else f"{value['clips']} clips"
@@ -43,7 +43,7 @@ def in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def compared_in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """What top-1 is above each baseline's, and what was left out. Raises as `in_words`."""
+    """Return the gain of top-1 over each baseline, and the counts of samples left out. Raises as `in_words`."""
     lines = []
     for name, found in results.get("baselines", {}).items():
         top1, gain = found["top1"], found["gain"]
@@ -58,6 +58,6 @@ def compared_in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def left_out_in_words(by_reason: dict[str, int]) -> list[tuple[str, str]]:
-    """What was left out, and what was noted of samples that are used all the same; neither where there is none."""
+    """Return counts of samples left out, and of those noted but used nevertheless, each only where there are some."""
     both = zip(("left out", "noted"), lost_and_noted(by_reason))
     return [(name, ", ".join(f"{of[reason]} {reason}" for reason in of)) for name, of in both if of]

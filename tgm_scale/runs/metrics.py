@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.jsonl (the truth), TensorBoard, and a line with the time left."""
+"""Output of a run in progress: metrics.jsonl (authoritative), TensorBoard, and a line with the time left."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from tgm_scale.runtime.distributed import HostCollectives
 
 _FIGURES = ("loss", "samples", "step_seconds", "data_seconds", "guidance_seconds", "skipped_samples")  # that are read
-_RECENT = 100  # losses; runs/faults.py measures a spike against no more
+_RECENT = 100  # losses; runs/faults.py compares a spike with no more
 
 
 class Metrics:
-    """Writes one JSON object per step and mirrors it to TensorBoard. A restart drops what came after the checkpoint.
+    """Writer of one JSON object per step, mirrored to TensorBoard. A restart drops everything after its checkpoint.
 
-    Only the main rank has one. others: boards that show the rows, too, and outlive it."""
+    Only the main rank has one. others: further boards for the rows, which outlive this object."""
 
     def __init__(self, folder: Path, step: int, tensorboard: bool, others: Sequence[Board] = ()):
         self._folder = folder
@@ -42,13 +42,14 @@ class Metrics:
         _cut_after(folder / "skipped.jsonl", step)
         self._stream: TextIO = self.path.open("a", buffering=1, encoding="utf-8")
         self._skipped: TextIO = (folder / "skipped.jsonl").open("a", buffering=1, encoding="utf-8")
-        self._warned = False  # whether a sample was broken
+        self._warned = False  # whether this start has warned of a broken sample
         pictures.cut_after(folder, step)
         self._own: list[Board] = [TensorBoard(folder, step)] if tensorboard else []
         self._boards = [*self._own, *others]
 
     def log_problems(self, step: int, problems: list[Problem]) -> None:
-        """A step's broken samples of all ranks; the first of a start is said. Raises OSError that names the file."""
+        """Log a step's broken samples of all ranks, with a warning for the first of a start. Raises OSError that names
+        the file."""
         if problems and not self._warned:
             self._warned = True
             first = problems[0]
@@ -62,20 +63,20 @@ class Metrics:
             _append(self._skipped, {"step": step, **asdict(problem)})
 
     def write(self, row: dict[str, Any]) -> None:
-        """A step's row. Raises OSError that names the file."""
+        """Write a step's row. Raises OSError that names the file."""
         row = finite(row)
         _append(self._stream, row)
         for board in self._boards:
             board.row(row["step"], figures_of(row))
 
     def picture(self, step: int, picture: Image.Image) -> None:
-        """What was drawn after a step. Raises OSError that names the file."""
+        """Store the picture drawn after a step. Raises OSError that names the file."""
         pictures.keep(self._folder, step, picture)
         for board in self._boards:
             board.picture(step, picture)
 
     def flush(self) -> None:
-        """Put all rows so far on the disk. Before a checkpoint: a run that resumes from it writes those after it."""
+        """Put all rows so far on the disk, before a checkpoint: a run that resumes from it writes only later rows."""
         for stream in (self._stream, self._skipped):
             stream.flush()
             os.fsync(stream.fileno())
@@ -98,8 +99,8 @@ def _append(stream: TextIO, row: dict[str, Any]) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; lines that are none are left out, and counted by `rows_and_damaged`. A figure
-    that was not finite is None, and named in the row's `not_finite`."""
+    """Return the rows of a run's metrics.jsonl without invalid lines, which `rows_and_damaged` counts. A figure that
+    was not finite is None, and named in the row's `not_finite`."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         begun = (folder / "config.yaml").is_file()
@@ -109,8 +110,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def rows_and_damaged(folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rows of a run so far, and how many lines are no rows: those in metrics.jsonl, and those that a start has
-    moved beside it. None in a folder without the file."""
+    """Return the rows of a run so far, and the number of invalid lines: those in metrics.jsonl, and those that a start
+    has moved next to it. No rows in a folder without the file."""
     path = folder / "metrics.jsonl"
     aside = _aside(path)
     moved = aside.read_bytes().count(b"\n") if aside.is_file() else 0
@@ -119,7 +120,7 @@ def rows_and_damaged(folder: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def recent_losses(folder: Path, step: int) -> list[float]:
-    """The losses of the updates made up to a step, oldest first; none where the run is new."""
+    """Return the losses of the updates made up to a step, oldest first; none where the run is new."""
     path = folder / "metrics.jsonl"
     rows = read_rows(path)[0] if path.is_file() else []
     made = (row["loss"] for row in rows if row["step"] <= step and not row.get("update_refused"))
@@ -127,18 +128,18 @@ def recent_losses(folder: Path, step: int) -> list[float]:
 
 
 def recent_losses_for_all(folder: Path, step: int, collectives: HostCollectives) -> list[float]:
-    """The newest `recent_losses`, as many as a spike is measured against, read by rank 0 alone. Collective."""
+    """Return the newest `recent_losses`, as many as the spike detector uses, read by rank 0 only. Collective."""
     return collectives.broadcast(recent_losses(folder, step)[-_RECENT:] if collectives.process.is_main else None)
 
 
 def finite(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without NaN and infinities, which JSON does not have: null in their place, their names in `not_finite`."""
+    """Return a row with null for NaN and infinities, which JSON does not have, and their names in `not_finite`."""
     lost = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
     return row | dict.fromkeys(lost) | {"not_finite": lost} if lost else row
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """The rows of a file, and the lines that are none. A last line that was cut by a kill is neither."""
+    """Return the rows of a file, and its invalid lines. A last line cut off by a kill is neither."""
     rows, damaged = [], []
     *lines, cut = path.read_bytes().split(b"\n")
     for line in [*lines, *([cut] if _row(cut, path) else [])]:
@@ -151,7 +152,8 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
 
 
 def _row(line: bytes, path: Path) -> dict[str, Any] | None:
-    """A line's row; None where it is no JSON object with a step and, of metrics, a loss, or its digest is no text."""
+    """Return a line's row; None unless it is a JSON object with a step, valid figures, a text as digest if any, and in
+    metrics.jsonl a loss."""
     try:
         row = json_of(line)
     except ValueError:
@@ -170,7 +172,7 @@ def _aside(path: Path) -> Path:
 
 
 def _cut_after(path: Path, step: int) -> None:
-    """Drop the rows after a step; lines that are no rows are moved beside the file, and said."""
+    """Drop the rows after a step; move invalid lines to a file next to this one, with a warning."""
     if not path.is_file():
         return
     rows, damaged = read_rows(path)
@@ -188,7 +190,7 @@ _OLDER = {key for _, key in _TERMS}
 
 
 class ProgressLine:
-    """A live line on a terminal, a plain line every n steps elsewhere."""
+    """Live line on a terminal, elsewhere a plain line every n steps."""
 
     def __init__(self, total: int, every: int, stream: TextIO | None = None):
         self.total, self.every, self.stream = total, every, stream or sys.stderr
@@ -206,7 +208,7 @@ class ProgressLine:
         self.stream.flush()
 
     def say(self, text: str) -> None:
-        """A line of its own, below the live one."""
+        """Print a separate line below the live one."""
         self.stream.write(("\n" if self.live else "") + text + "\n")
         self.stream.flush()
 
@@ -228,14 +230,14 @@ class ProgressLine:
 
 
 def in_words(row: dict[str, Any]) -> str:
-    """A step's loss and its terms."""
+    """Return a text with a step's loss and its terms."""
     others = [(key.removeprefix("loss_"), key) for key in row if key.startswith("loss_") and key not in _OLDER]
     terms = [f"{name} {row[key]:.4f}" for name, key in (*_TERMS, *others) if row[key] is not None]
     return "  ".join([f"loss {loss_in_words(row)}", *terms])
 
 
 def loss_in_words(row: dict[str, Any]) -> str:
-    """A step's loss; null was not finite, or no clip of the step could be used."""
+    """Return a step's loss as text; null means that it was not finite, or that the step had no usable clip."""
     if row["loss"] is not None:
         return f"{row['loss']:.4f}"
     return "not finite" if "loss" in row.get("not_finite", ()) else "none (no usable clip)"

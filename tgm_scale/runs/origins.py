@@ -1,9 +1,9 @@
-"""RUN/origins.json: what a run reads other than its data, by content: frozen towers, flow weights, its first weights;
-of an evaluation its encoder.
+"""RUN/origins.json: inputs of a run other than its data, by content: frozen towers, flow weights, initial weights; for
+an evaluation its encoder.
 
-A path only says where a file was. By its content a run resumes after a folder was moved, and is refused if other
-weights are at the old place. An entry is {file: its blake2b, and the size, inode and time of change by which the next
-start knows it without reading it}. Older run folders have no such file: there the path decides."""
+A path only tells where a file was. By content, a run resumes after a folder was moved, and is refused if other weights
+are at the old place. An entry is {file: its blake2b, and the size, inode and change time by which the next start
+recognises it without reading it}. Older run folders lack this file: for them the path decides."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tgm_scale.runtime.files import in_the_way, like
 from tgm_scale.runtime.outside.json_text import json_object
 
 KEYS = ("guidance.towers", "guidance.flow", "train.init_from", "encoder.checkpoint")
-_AT_ONE_PLACE = ("train.init_from", "encoder.checkpoint")  # a run may have gone on there
+_AT_ONE_PLACE = ("train.init_from", "encoder.checkpoint")  # the run may have continued there
 FILE = "origins.json"
 _WEIGHTS = {".safetensors", ".bin", ".pth", ".pt"}
 
 Entry = dict[str, dict[str, Any]]
-Tree = Mapping[str, Mapping[str, Any]]  # of a configuration: section -> key -> value
+Tree = Mapping[str, Mapping[str, Any]]  # a configuration: section -> key -> value
 
 
 def refuse_missing(config: RunSettings, begun: bool) -> None:
-    """Raises ValueError, by its key, where the weights that a run begins from are not there. begun: there is a folder
-    of this run already, which may have weights of its own."""
+    """Raise ValueError, by key, where the weights that a run starts from are missing. begun: this run already has a
+    folder, which may have weights of its own."""
     encoder, train = (getattr(config, section, None) for section in ("encoder", "train"))
     named = {"encoder.checkpoint": getattr(encoder, "checkpoint", "random")}
     if not begun:
@@ -41,7 +41,7 @@ def refuse_missing(config: RunSettings, begun: bool) -> None:
 
 
 def read(folder: Path) -> dict[str, Entry]:
-    """The entries of a run folder by key; none where it has no such file. Raises ValueError for a damaged one."""
+    """Return the entries of a run folder by key; none without the file. Raises ValueError for a damaged one."""
     file = folder / FILE
     if not file.is_file():
         return {}
@@ -56,7 +56,7 @@ def read(folder: Path) -> dict[str, Entry]:
 
 
 def updated(config: Tree, known: Mapping[str, Entry], step: int) -> dict[str, Entry]:
-    """The entries to write at a start from `step`. What the run began from is read at step 0 and never again."""
+    """Return the entries to write at a start from `step`. The initial weights are read at step 0 and never again."""
     found = {
         key: _entry(key, _value(config, key), known.get(key, {}))
         for key in KEYS
@@ -66,7 +66,7 @@ def updated(config: Tree, known: Mapping[str, Entry], step: int) -> dict[str, En
 
 
 def differences(there: Tree, here: Tree, known: Mapping[str, Entry]) -> list[str]:
-    """Messages: what differs between this start's configuration and the run folder's."""
+    """Return messages on the differences between this start's configuration and the run folder's."""
     found = []
     for key in KEYS:
         old, new, recorded = _value(there, key), _value(here, key), known.get(key, {})
@@ -90,7 +90,8 @@ def _why(old: Any, new: Any, recorded: Entry, entry: Entry, other: str) -> str:
 
 
 def _other(recorded: Entry, entry: Entry) -> str:
-    """The file in which they differ, or '': of those that both have, among which there are weights."""
+    """Return the first file that differs among those in both entries, 'file of weights' if these include no weights,
+    else ''."""
     both = sorted(recorded.keys() & entry.keys())
     none = "" if any(Path(name).suffix in _WEIGHTS | {""} for name in both) else "file of weights"
     return next((name for name in both if recorded[name]["blake2b"] != entry[name]["blake2b"]), none)
@@ -111,12 +112,12 @@ def _entry(key: str, value: str | None, recorded: Entry) -> Entry:
 def _tower(folder: Path) -> dict[str, Path]:
     try:
         return {file.relative_to(folder).as_posix(): file for file in model_files(folder)}
-    except (OSError, ValueError, StopIteration):  # no whole model: that is said elsewhere
+    except (OSError, ValueError, StopIteration):  # no whole model, which is reported elsewhere
         return {}
 
 
 def _weights(path: Path) -> dict[str, Path]:
-    """A file, whatever its name; of a run its newest checkpoint's manifest, which has digests; a folder's weights."""
+    """Return the files to hash: the path itself if a file, else a run's newest manifest, else a folder's weights."""
     if path.is_file():
         return {"weights": path}
     newest = path if (path / "manifest.json").is_file() else folders.latest(path / "checkpoints")

@@ -1,4 +1,4 @@
-"""RUN/pictures/step-NNNNNNNN.png: what `log.pictures_every` draws while a run is under way."""
+"""RUN/pictures/step-NNNNNNNN.png: pictures that `log.pictures_every` draws during a run."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def keep(folder: Path, step: int, picture: Image.Image) -> None:
 
 
 def kept(folder: Path) -> dict[int, Path]:
-    """The pictures of a run by their steps, oldest first."""
+    """Return the pictures of a run by step, oldest first."""
     place = folder / FOLDER
     found = {int(name[1]): file for file in place.glob("step-*.png") if (name := _NAME.fullmatch(file.name))}
     return dict(sorted(found.items()))
 
 
 def newest(folder: Path) -> tuple[int, bytes] | None:
-    """The last of them with its step; None where there is none. Raises ValueError for a file that is no picture."""
+    """Return the newest picture with its step; None without one. Raises ValueError for a file that is no picture."""
     if not (found := kept(folder)):
         return None
     step, file = max(found.items())
@@ -48,7 +48,7 @@ def newest(folder: Path) -> tuple[int, bytes] | None:
 
 
 def cut_after(folder: Path, step: int) -> None:
-    """Drop those of steps that are made again."""
+    """Delete the pictures of steps that are made again."""
     for at, file in kept(folder).items():
         if at > step:
             file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from: the newest whole one. Damaged ones are renamed, with a warning."""
+"""Choice of the checkpoint that a run resumes from: the newest whole one. Damaged ones are renamed, with a warning."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tgm_scale.runtime.distributed import HostCollectives
 
 
 class Resume:
-    """The newest whole checkpoint of a run folder, `newest`, or None in a new run. Making one and `restore` are
+    """Newest whole checkpoint of a run folder, `newest`, or None in a new run. Construction and `restore` are
     collective.
 
-    Its files are compared with their hashes in the background while the engine is built, each rank its share of them:
-    a rank maps the rest and reads of it what it needs. Damaged checkpoints are renamed to `damaged-step-...` once a
-    whole one is found. Raises ValueError on every rank, and renames none, where all are damaged: else the next start
-    would begin anew. What cannot be read for now is not damaged: OSError on every rank."""
+    While the engine is built, its files are compared with their hashes in the background, a share of them by each
+    rank: a rank maps the rest and reads the parts it needs. Damaged checkpoints are renamed to `damaged-step-...` once
+    a whole one is known. Where all are damaged, raises ValueError on every rank and renames none: else the next start
+    would begin anew. A checkpoint that cannot be read for now is not damaged: OSError on every rank."""
 
     def __init__(self, folder: Path, collectives: HostCollectives):
         self._folder, self._root, self._collectives = folder, folder / "checkpoints", collectives
@@ -29,11 +29,11 @@ class Resume:
         self.newest = self._find_newest()
 
     def restore(self, engine: Any) -> Progress:
-        """Set the engine to the newest whole checkpoint. Raises OSError where a damaged one cannot be renamed."""
+        """Load the newest whole checkpoint into the engine. Raises OSError where a damaged one cannot be renamed."""
         if self.newest is None:
             return Progress()
         while found := next(filter(None, self._collectives.gather(self._hashing.result())), None):
-            if not isinstance(found, ValueError):  # nobody knows whether it is damaged
+            if not isinstance(found, ValueError):  # unknown whether it is damaged
                 raise found
             self._damaged[self.newest] = str(found)
             self.newest = self._find_newest()
@@ -45,8 +45,8 @@ class Resume:
         return checkpoint.restore(engine, self.newest)
 
     def _find_newest(self) -> Path | None:
-        """The newest that looks whole to rank 0: on a network file system others may see an older listing. Starts to
-        compare its files with their hashes."""
+        """Return the newest checkpoint that looks whole to rank 0: on a network file system other ranks may see an
+        older listing. Starts the comparison of its files with their hashes."""
         found: tuple[Path | None, Exception | None] = None, None
         if self._collectives.process.is_main:
             try:
@@ -68,7 +68,7 @@ class Resume:
         process = self._collectives.process
         try:
             checkpoint.Reader(folder, checked=False).verify(process.rank, process.world_size, quick=True)
-        except Exception as error:  # of this rank's thread: all ranks are told
+        except Exception as error:  # raised in this rank's thread: all ranks learn of it
             return error
         return None
 

@@ -1,5 +1,5 @@
-"""RUN/data.json: the corpora that a run reads, by content: a start on other data is refused, and names the shards that
-differ."""
+"""RUN/data.json: the corpora that a run reads, by content. A start on other data is refused, with the names of the
+shards that differ."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Corpus(BaseModel):
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The corpora of the run so far, from its data.json. Raises ValueError where that is damaged."""
+    """Return the corpora of the run so far, from its data.json. Raises ValueError where that is damaged."""
     file = folder / FILE
     found = json_file(file)
     refuse_damaged(list[_Corpus], found, file, "restore it")
@@ -41,7 +41,7 @@ def refuse_other(folder: Path, corpora: list[dict[str, Any]]) -> None:
     file = folder / FILE
     if file.is_file() and _other_data(before := read(folder), corpora):
         saved = any(folders.step_of(one) is not None for one in folder.glob("checkpoints/step-*"))
-        saved = saved or any(folder.glob("checkpoints/damaged-step-*"))  # what was trained may be in them
+        saved = saved or any(folder.glob("checkpoints/damaged-step-*"))  # they may contain trained weights
         raise ValueError(
             f"{file}: the run was started on other data: {_SAVED if saved else _NOTHING_SAVED} (it was "
             f"{_summary(before)}; now {_summary(corpora)}{_other_shards(before, corpora)})"
@@ -49,8 +49,8 @@ def refuse_other(folder: Path, corpora: list[dict[str, Any]]) -> None:
 
 
 def _other_data(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> bool:
-    """Whether samples, captions, labels or their order are others. What an earlier version did not record is not
-    compared: the content of lists, the test part."""
+    """Return whether samples, captions, labels or their order differ. Fields that an earlier version did not record
+    (the content of lists, the test part) are not compared."""
     if not any(corpus.get("part") == "test" for corpus in before):
         now = [corpus for corpus in now if corpus.get("part") != "test"]
     if len(before) != len(now):
@@ -64,12 +64,12 @@ def _other_data(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> bool
 
 
 def _other_shards(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
-    """In words, the shards that are lacking, others or new, a few of each."""
+    """Return a text on the shards that are lacking, changed or new, a few of each."""
     there, here = (
         {name: mark for one in each for name, mark in one.get("shards", {}).items()} for each in (before, now)
     )
     if not there:
-        return ""  # of before
+        return ""  # recorded by an earlier version
     kinds = {
         "lacking": there.keys() - here.keys(),
         "changed": {name for name in there.keys() & here.keys() if there[name] != here[name]},

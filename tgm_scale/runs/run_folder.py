@@ -1,16 +1,16 @@
-"""The run folder: what a run is, so that it can be resumed, compared and understood.
+"""The run folder: the files that let a run be resumed, compared and understood.
 
-RUN/config.yaml       the configuration as resolved
-RUN/data.json         the corpora it reads: name, samples, fingerprint, what was left out
+RUN/config.yaml       the resolved configuration
+RUN/data.json         the corpora it reads: name, samples, fingerprint, counts of samples left out
 RUN/origins.json      the frozen models and first weights that it reads, by content (runs/origins.py)
-RUN/plan.json         what was derived from it: steps, batch layout, stage
-RUN/files.json         size and time of files of lists at the first start
+RUN/plan.json         values derived from these: steps, batch layout, stage
+RUN/files.json        size and time of the files in lists at the first start
 RUN/environment.jsonl versions, git state and host of each start
 RUN/metrics.jsonl     one line per step
 RUN/owner/            which start owns the folder (runtime/ownership.py)
 RUN/skipped.jsonl     every broken sample: step, key, reason
 RUN/events.jsonl      damage found by a start, rollbacks, reasons of failures
-RUN/faults.json       what outlives a rollback (runs/faults.py)
+RUN/faults.json       state that outlives a rollback (runs/faults.py)
 RUN/pictures/         masks and reconstructions of log.pictures_every (runs/pictures.py)
 RUN/profile/          traces of profile.steps (training/profiling.py)
 """
@@ -46,14 +46,14 @@ FILES = (
     *("metrics.jsonl", "skipped.jsonl", "events.jsonl", "refused.jsonl", "left_out.jsonl"),
 )
 FOLDERS = ("checkpoints", "owner", "ranks", "pictures")
-FAILED = "failed"  # an event
-_RUNS_NAMED = 5  # of those in a folder that is none itself
-_WHY = 500  # letters of a reason that is kept
+FAILED = "failed"  # kind of event
+_RUNS_NAMED = 5  # runs to name in a folder that is not itself a run
+_WHY = 500  # letters of a reason to keep
 
 
 def open_folder(config: RunSettings) -> Path:
-    """Make or recognise the run folder. Raises ValueError where it cannot be written or holds another run, and before
-    it is made where the weights to begin from are not there."""
+    """Create or recognise the run folder. Raises ValueError where it cannot be written or holds another run, and,
+    before creating it, where the initial weights are missing."""
     folder = Path(config.run.dir)
     file = folder / "config.yaml"
     origins.refuse_missing(config, begun=os.path.lexists(file))
@@ -75,7 +75,7 @@ def open_folder(config: RunSettings) -> Path:
 
 
 def no_run(folder: Path) -> str:
-    """What to say of a folder that is no run's: what it is, if it is a study's; and the runs in it, a few of many."""
+    """Return a message on a folder that is not a run: a study if it is one, and a few of the runs in it."""
     if any(folder.glob("*/seed-*/*/output.log")):
         return (
             f"the folder of a study, not of a run: tgm-scale study --config FILE run.dir={folder} --tables shows it, "
@@ -89,14 +89,14 @@ def no_run(folder: Path) -> str:
 
 
 def misplaced(folder: Path) -> list[str]:
-    """Names of a run's files that are no files, and of its folders that are no folders: writing to a pipe would wait
-    for its reader forever, and writing to a dangling link would make a file elsewhere."""
+    """Return names of a run's files that are not files, and of its folders that are not folders: writing to a pipe
+    would wait for its reader forever, and writing to a dangling link would create a file elsewhere."""
     files = [name for name in FILES if os.path.lexists(folder / name) and not (folder / name).is_file()]
     return files + [name for name in FOLDERS if os.path.lexists(folder / name) and not (folder / name).is_dir()]
 
 
 def probe() -> str:
-    """The name of a file that is made to see whether a folder can be written."""
+    """Return the name of a file for testing whether a folder can be written."""
     return f".probe-{platform.node()}-{os.getpid()}"
 
 
@@ -105,7 +105,7 @@ def owned(folder: Path, collectives: HostCollectives) -> Iterator[None]:
     """Own the run folder within this context, by the main process. Collective. A failure within it is recorded as an
     event.
 
-    Raises ValueError on every rank where another start has it."""
+    Raises ValueError on every rank where another start owns it."""
     refusal: Exception | None = None
     with ExitStack() as stack:
         if collectives.process.is_main:
@@ -119,14 +119,14 @@ def owned(folder: Path, collectives: HostCollectives) -> Iterator[None]:
             yield
         except Exception as error:
             if collectives.process.is_main:
-                with suppress(OSError):  # a full or lost disk: that is said on the terminal
+                with suppress(OSError):  # a full or lost disk, which is reported on the terminal
                     why = " ".join(without_secrets(f"{error}" or type(error).__name__).split())
                     events.append(folder, FAILED, why=why[:_WHY], starts=_lines(folder / "environment.jsonl"))
             raise
 
 
 def failure(folder: Path) -> str:
-    """Why the newest start failed; "" if it did not, or left no reason."""
+    """Return why the newest start failed; "" if it did not, or left no reason."""
     starts = _lines(folder / "environment.jsonl")
     failed = [event for event in events.read(folder) if event["event"] == FAILED and event.get("starts") == starts]
     return str(failed[-1].get("why")) if failed else ""
@@ -140,7 +140,7 @@ _WEIGHTS = ("objective.terms", "objective.reconstruction_weight", "objective.con
 
 
 def _other_terms(before: RunSettings, config: RunSettings) -> list[str]:
-    """The terms of two objectives, whichever keys say them."""
+    """Return how the terms of two objectives differ, whichever keys set them."""
     found = [one.objective for one in (before, config) if isinstance(one, configuration.Config)]
     if len(found) < 2 or found[0].weights() == found[1].weights():
         return []
@@ -157,7 +157,7 @@ def _refuse_other_run(config: RunSettings, file: Path) -> None:
 
 
 def _onward(config: RunSettings, folder: Path, differing: list[str]) -> str:
-    """How to train on from the weights there, where nothing but the length is another."""
+    """Return how to continue training from these weights, where only the length differs."""
     length = all(line.startswith(("train.steps:", "train.epochs:")) for line in differing)
     if not length or not isinstance(config, configuration.Config) or not folders.steps_in(folder / "checkpoints"):
         return ""
@@ -165,8 +165,8 @@ def _onward(config: RunSettings, folder: Path, differing: list[str]) -> str:
 
 
 def differences(config: RunSettings) -> list[str]:
-    """What keeps a configuration from resuming the run in its folder, by the key and both values; nothing where there
-    is no run. Raises ValueError for a config.yaml that cannot be read, or is of another command."""
+    """Return the differences, by key with both values, that keep a configuration from resuming the run in its folder;
+    none where there is no run. Raises ValueError for a config.yaml that is unreadable or of another command."""
     file = Path(config.run.dir) / "config.yaml"
     if not file.is_file():
         return []
@@ -184,12 +184,12 @@ def differences(config: RunSettings) -> list[str]:
 
 
 def to_yaml(config: configuration.Section) -> str:
-    """A configuration as YAML, without secrets in its URLs."""
+    """Return a configuration as YAML, without secrets in its URLs."""
     return configuration.to_yaml(tree_without_secrets(config.model_dump(mode="json")))
 
 
 def write_evaluation(folder: Path, config: RunSettings) -> None:
-    """Write what an evaluation is of, so that it is known again where its encoder was moved."""
+    """Write configuration and origins of an evaluation, so that it is recognised where its encoder was moved."""
     if read := origins.updated(config.model_dump(mode="json"), origins.read(folder), 0):
         replace_file(folder / origins.FILE, json.dumps(read, indent=1))
     replace_file(folder / "config.yaml", to_yaml(config))
@@ -198,7 +198,8 @@ def write_evaluation(folder: Path, config: RunSettings) -> None:
 def write_start(
     folder: Path, config: RunSettings, corpora: list[dict[str, Any]], plan: dict[str, Any], step: int
 ) -> None:
-    """Write what this start is. Raises ValueError where the data is not that of the run so far."""
+    """Write the files that describe this start. Raises ValueError where the data differ from those of the run so
+    far."""
     run_data.refuse_other(folder, corpora)
     read = origins.updated(config.model_dump(mode="json"), origins.read(folder), step)
     texts = {
@@ -215,14 +216,14 @@ def write_start(
 
 
 def changed(folder: Path) -> list[str]:
-    """The files that differ from what the last start wrote, as far as it is known: earlier versions did not record
-    it."""
-    odd = misplaced(folder)  # a pipe would be waited for
+    """Return the files that differ from those the last start wrote, as far as known: earlier versions did not record
+    them."""
+    odd = misplaced(folder)  # reading a pipe would wait
     try:
         files = {} if "environment.jsonl" in odd else starts(folder)[-1]["files"]
         return [name for name in sorted(files.keys() - odd) if files[name] != _digest((folder / name).read_bytes())]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return []  # of a file that is missing or no file it is said elsewhere
+        return []  # missing files, or other things in their place, are reported elsewhere
 
 
 def _digest(data: bytes) -> str:
@@ -242,7 +243,7 @@ class _Start(BaseModel):
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """RUN/plan.json. Raises ValueError where it is damaged."""
+    """Return the contents of RUN/plan.json. Raises ValueError where it is damaged."""
     file = folder / "plan.json"
     found = json_object(file)
     refuse_damaged(_Plan, found, file, "the next start writes it again")
@@ -250,7 +251,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:
-    """The environment of each start of the run, oldest first. Raises ValueError that names a damaged line."""
+    """Return the environment of each start of the run, oldest first. Raises ValueError that names a damaged line."""
     file = folder / "environment.jsonl"
     if not file.is_file():
         raise ValueError(f"{file}: missing: restore it; the next start begins another")

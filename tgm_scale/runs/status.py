@@ -1,4 +1,4 @@
-"""`tgm-scale status RUN`: the state of a run; how it ended if it is not active, and the command that resumes it."""
+"""`tgm-scale status RUN`: the state of a run; if it is not active, how it ended and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _STARTS_SHOWN = 5
 
 
 def status(folder: str) -> str:
-    """One screen about a run: whether it is running, or the command that resumes it; step, speed, time left, last
-    checkpoint, restarts, skipped samples, bottleneck, and processes that wait for a shard.
+    """Return one screen about a run: whether it is running, or the command that resumes it; step, speed, time left,
+    last checkpoint, restarts, skipped samples, bottleneck, and processes that wait for a shard.
 
-    Raises ValueError for a folder that is no run."""
+    Raises ValueError for a folder that is not a run."""
     texts = lines(folder, *rows_and_damaged(Path(folder)))
     width = max(map(len, texts))
     return "\n".join(f"{name:>{width}}  {text}" for name, text in texts.items())
@@ -47,13 +47,13 @@ def status(folder: str) -> str:
 def lines(
     folder: str, rows: list[dict[str, Any]], damaged: int, judged: dict[str, str] | None = None
 ) -> dict[str, str]:
-    """What `status` says, by the word that stands before it. rows, damaged: as `rows_and_damaged` finds them; judged:
-    as `results` does.
+    """Return the lines of `status` by their labels. rows, damaged: results of `rows_and_damaged`; judged: of
+    `results`.
 
-    Raises ValueError for a folder that is no run."""
+    Raises ValueError for a folder that is not a run."""
     root = Path(folder)
     waits = {"waiting": found} if (found := waiting(root)) else {}
-    if waits and not rows:  # a start has not written more yet
+    if waits and not rows:  # the start has not written more yet
         return {"run": folder, "step": "none yet", **waits}
     tree = read_tree(folder)
     refuse_damaged(_Frozen if "encoder" in tree else _Training, tree, root / "config.yaml", "restore it")
@@ -89,8 +89,8 @@ def lines(
 
 
 def _newest(root: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint with a valid manifest, which a start resumes from if its files have the hashes that it
-    names; and newer ones without, in words."""
+    """Return the newest checkpoint with a valid manifest, from which a start resumes if its files match their hashes;
+    and texts on newer ones without."""
     damaged: list[str] = []
     for step in reversed(folders.steps_in(root)):
         folder = folders.folder_of(root, step)
@@ -108,7 +108,7 @@ def _newest(root: Path) -> tuple[Path | None, list[str]]:
 def _progress(
     root: Path, tree: dict[str, Any], plan: dict[str, Any], rows: list[dict[str, Any]], starts: list[dict[str, Any]]
 ) -> dict[str, str]:
-    """What the steps so far tell; of rows that are not as they were written, nothing."""
+    """Return lines on the steps so far, from valid rows only."""
     last, recent = rows[-1], [row for row in rows[-RECENT:] if is_whole(row)]
     if not recent:
         return {}
@@ -130,14 +130,14 @@ def _progress(
 
 
 def _skipped(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """How many updates were not made, and why."""
+    """Return the number of skipped updates, with the reasons."""
     reasons = Counter(row.get("refusal") for row in rows if row.get("update_refused") is True)
     texts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     return {"skipped updates": f"{reasons.total()} of {len(rows)} ({texts}), see refused.jsonl"} if reasons else {}
 
 
 def read_tree(folder: str) -> dict[str, Any]:
-    """The sections of a run's configuration, of whatever kind. Raises ValueError for a folder that is no run."""
+    """Return the sections of a run's configuration, of any kind. Raises ValueError for a folder that is not a run."""
     root = Path(folder)
     if not root.exists():
         raise ValueError(f"{folder}: no such folder{like(folder)}; wanted a run folder, such as runs/debug")
@@ -195,7 +195,7 @@ def _left_out(root: Path) -> dict[str, str]:
 
 
 def _named(corpus: dict[str, Any]) -> str:
-    """Of training and test parts, which one it is."""
+    """Return the name of a corpus, with its part where it is for training or test."""
     return f"{corpus['name']} ({corpus['part']})" if corpus.get("part") in ("train", "test") else corpus["name"]
 
 
@@ -204,7 +204,7 @@ def result_files(root: Path) -> list[Path]:
 
 
 def result(file: Path) -> dict[str, str]:
-    """The figures in one of them by its method. Raises ValueError where it is damaged."""
+    """Return the figures in a result file by its method. Raises ValueError where it is damaged."""
     found = json_object(file)
     try:
         values = shares(found)
@@ -219,13 +219,14 @@ def result(file: Path) -> dict[str, str]:
 
 
 def results(root: Path) -> dict[str, str]:
-    """The figures of each method that was judged in this folder."""
+    """Return the figures of each method evaluated in this folder."""
     lines = {name: texts for file in result_files(root) for name, texts in result(file).items()}
     return lines or {"results": "none yet"} if not (root / "metrics.jsonl").is_file() else lines
 
 
 def _damage(root: Path, lines: int) -> dict[str, str]:
-    """Checkpoints that starts have set aside, with the reasons, and the lines of metrics.jsonl that are no rows."""
+    """Return the checkpoints that starts have set aside, with the reasons, and the number of damaged metrics.jsonl
+    lines."""
     texts = [
         f"{event.get('checkpoint')} at a start from step {event.get('step')}: {event.get('why')}"
         for event in events.read(root)
@@ -237,7 +238,7 @@ def _damage(root: Path, lines: int) -> dict[str, str]:
 
 
 def _starts(starts: list[dict[str, Any]]) -> str:
-    """How many, where the last few began, in which jobs, and the nodes of the last."""
+    """Return the number of starts, the steps and jobs of the last few, and the nodes of the last."""
     recent = starts[-_STARTS_SHOWN:]
     steps = ", ".join(str(start["step"]) for start in recent)
     words = "at" if recent == starts else "the last at"
@@ -249,7 +250,8 @@ def _starts(starts: list[dict[str, Any]]) -> str:
 def _state(
     root: Path, tree: dict[str, Any], world_size: int, starts: list[dict[str, Any]], finished: bool
 ) -> dict[str, str]:
-    """For `tgm-scale status`. finished: all steps are made, and tested where that belongs to them."""
+    """Return the lines on the run's state. finished: all steps are made, and evaluated where that is part of the
+    run."""
     sign = ownership.liveness(root)
     if sign is not None and sign.living:
         return {"state": f"running, last heartbeat {sign.age:.0f} s ago"}
@@ -281,8 +283,8 @@ def _how_to_resume(root: Path, tree: dict[str, Any], world_size: int, starts: li
 
 
 def command(root: Path, tree: dict[str, Any], world_size: int, starts: list[dict[str, Any]]) -> str:
-    """The command line that resumes the run; "" if the folder does not have it: a job's script,
-    secrets in URLs, torchrun on several hosts."""
+    """Return the command line that resumes the run; "" if the folder lacks it: a job's script, secrets in URLs,
+    torchrun on several hosts."""
     file = root / "config.yaml"
     hosts = {read_heartbeat(root / "ranks" / f"{rank:05d}").get("host") for rank in range(world_size)}
     if (

@@ -1,1 +1,1 @@
-"""Lowest layer: keyed randomness, processes, files, terminal. Nothing about video."""
+"""The lowest layer: keyed randomness, processes, files, terminal. Nothing here concerns video."""

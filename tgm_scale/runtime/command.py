@@ -1,4 +1,4 @@
-"""What all commands share: help with examples, exit codes, one line for an error."""
+"""Shared parts of all commands: help with examples, exit codes, errors in one line."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tgm_scale.runtime.files import FULL, describe_os_error, trouble_at
 from tgm_scale.runtime.terminal import message
 
 FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
-# files that are missing, forbidden or of another kind: a new start would find the same
+# errors for files that are missing, forbidden (below) or of another kind: a new start would meet the same
 _NOT_THERE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG)
-KEYS = "section.key=value"  # how the overrides of a configuration are called in help texts
+KEYS = "section.key=value"  # name of configuration overrides in help texts
 _LASTING = (*_NOT_THERE, errno.EACCES, errno.EPERM)
 
 
 def code_of(trouble: BaseException) -> int:
-    """The exit code for an error of files or devices: USER_MISTAKE if a new start would meet it again."""
+    """Return the exit code for an error of files or devices: USER_MISTAKE if a new start would meet it again."""
     lasting = isinstance(trouble, OSError) and trouble.errno in _LASTING
     return getattr(trouble, "exit_code", USER_MISTAKE if lasting else FAILED)
 
@@ -36,9 +36,9 @@ def _given(text: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Explains `--data.shards=x`: configuration keys have no dashes. Shows an example where an option is missing, and
-    the nearest where an option or a value is not known: `--gpus` is no short form of `--gpus-per-node`. Refuses an
-    empty text, which as a path would be the current folder."""
+    """Argument parser with helpful errors. It explains `--data.shards=x`: configuration keys have no dashes. It shows
+    an example where an option is missing, and the nearest name for an unknown option or value: `--gpus` is not short
+    for `--gpus-per-node`. It refuses an empty text, which as a path would be the current folder."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
                 message += f"; keys of the configuration are given as {KEYS}, such as train.steps=60"
         elif " are required: " in message:
             unknown = [word.partition("=")[0] for word in self._words if re.match("--[a-z]", word)]
-            for word in unknown:  # `--confg debug`: the mistake is not that `--config` was forgotten
+            for word in unknown:  # `--confg debug`: the mistake is not a missing `--config`
                 message += f"; {word} is not known{nearest}" if (nearest := self._nearest(word)) else ""
             example = re.search(rf"^ *({re.escape(self.prog)} .*\S)", self.epilog or "", re.MULTILINE)
             message += f"; such as\n  {example[1]}" if example else ""
@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
     def _nearest(self, word: str) -> str:
-        """The options that are nearest to one that is not known, in words; "" where none is, or it is known."""
+        """Return a hint with the options nearest to an unknown one; "" where there are none, or it is known."""
         known = list(self._option_string_actions)
         longer = [one for one in known if word != "--" and one.startswith(word)]
         near = [] if word in known else longer or difflib.get_close_matches(word, known, n=1)
@@ -79,14 +79,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(description: str | None, examples: str | None, program: str | None = None) -> argparse.ArgumentParser:
-    """A parser whose help keeps the lines of both texts."""
+    """Return a parser whose help keeps the line breaks of both texts."""
     form = argparse.RawDescriptionHelpFormatter
     return Parser(prog=program, description=description, epilog=examples, formatter_class=form)
 
 
 @contextmanager
 def reported_as(key: str, given: str) -> Iterator[None]:
-    """Report a mistake in the value of a configuration key under the option that the user gave: `--towers` for
+    """Report a mistake in the value of a configuration key under the user's option: `--towers` for
     `guidance.towers`."""
     try:
         yield
@@ -97,9 +97,9 @@ def reported_as(key: str, given: str) -> Iterator[None]:
 
 
 def exit_code(name: str, run: Callable[[], int], when_stopped: str = "nothing is lost that was written") -> int:
-    """What `run` returns; 2 for a user's mistake (ValueError), `code_of` trouble with files or devices (OSError) or a
-    failure that was foreseen (a RuntimeError of our own, by its exit_code), 130 for Ctrl-C. `when_stopped` says in the
-    last cases what becomes of the work."""
+    """Return the result of `run`, or an exit code with a message: 2 for a user's mistake (ValueError), that of
+    `code_of` for an error of files or devices (OSError) or a RuntimeError of our own (its exit_code), 130 for Ctrl-C.
+    `when_stopped` tells, in the latter cases, what becomes of the work."""
     try:
         return run()
     except ValueError as mistake:
@@ -107,7 +107,7 @@ def exit_code(name: str, run: Callable[[], int], when_stopped: str = "nothing is
         return USER_MISTAKE
     except (OSError, RuntimeError) as failure:
         if type(failure) is RuntimeError:
-            raise  # not foreseen: the traceback is wanted
+            raise  # unexpected: the traceback is needed
         if said := trouble_at(failure):
             print(message(f"{name}: {said}"), file=sys.stderr)
             return USER_MISTAKE
@@ -121,18 +121,18 @@ def exit_code(name: str, run: Callable[[], int], when_stopped: str = "nothing is
 
 
 def _in_words(failure: BaseException) -> str:
-    """A full disk with the room there is; else the error's own words."""
+    """Return the error's text; for a full disk, with the free space."""
     if isinstance(failure, OSError) and failure.errno in FULL and isinstance(failure.filename, str):
         return f"{failure.filename}: {describe_os_error(failure, Path(failure.filename).parent)}"
     return str(failure)
 
 
 def leave(code: int = 0) -> NoReturn:
-    """End the process without the interpreter's own end.
+    """End the process without the interpreter's own shutdown.
 
-    Threads of torch's backward pass and of gloo may still ask for the interpreter while it ends, which Python 3.11
-    answers by aborting the process: seen in 1 of 20 runs under ZeRO-3, after all work was done. So the temporary
-    folder of multiprocessing is removed here."""
+    Threads of torch's backward pass and of gloo may still request the interpreter during shutdown, upon which Python
+    3.11 aborts the process: seen in 1 of 20 runs under ZeRO-3, after all work was done. So the temporary folder of
+    multiprocessing is removed here."""
     if (used := sys.modules.get("multiprocessing.util")) is not None:
         used._run_finalizers()  # its exit would also wait for processes, which end with this one
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Workarounds for third-party packages: with a CPU-only torch, by version, and for their warnings."""
+"""Workarounds for third-party packages: a CPU-only torch, differences between versions, and their warnings."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def prepare_torchvision() -> str:
     """Make `import torchvision` (hence timm and transformers' vision models) work beside a CPU-only torch.
 
     PyPI's torchvision links CUDA; beside a CPU torch its extension cannot load, and the import fails because the
-    operators `nms` and `qnms` were never declared. Declaring their schemas is enough for all we use. Call before the
-    first import of torchvision, timm or transformers. Returns what was done."""
+    operators `nms` and `qnms` were never declared. Declaring their schemas suffices for our use. Call before the first
+    import of torchvision, timm or transformers. Returns a text on what was done."""
     import torch
 
     if "torchvision" in sys.modules or _DECLARED:
@@ -48,19 +48,19 @@ def prepare_torchvision() -> str:
 
 
 def torchvision_is_foreign() -> bool:
-    """Whether `prepare_torchvision` had to declare operators: another script would fail at `import torchvision`."""
+    """Return whether `prepare_torchvision` declared operators: in other scripts `import torchvision` would fail."""
     return bool(_DECLARED)
 
 
 def prepare_timm() -> None:
-    """`prepare_torchvision`, and timm imported without wandb, which it takes where it is installed: 1.1 s, and two
-    folders in TMPDIR that stay, since a command ends without the interpreter's own end. Call before other imports of
-    timm."""
+    """Call `prepare_torchvision`, and import timm without wandb, which timm imports where it is installed: this takes
+    1.1 s and leaves two folders in TMPDIR, since a command skips the interpreter's shutdown. Call before other imports
+    of timm."""
     prepare_torchvision()
     if "timm.utils" in sys.modules or "wandb" in sys.modules:
         return
     hidden: dict[str, Any] = sys.modules
-    hidden["wandb"] = None  # its import fails, as where it is not installed
+    hidden["wandb"] = None  # so that its import fails, as where it is not installed
     try:
         importlib.import_module("timm.utils")
     finally:
@@ -68,6 +68,6 @@ def prepare_timm() -> None:
 
 
 def any_metadata(av_version: str) -> dict[str, Any]:
-    """What `av.open` wants, so that a title that is not UTF-8 does not make a video unreadable: PyAV 19 reads any, and
-    has the argument no more."""
+    """Return the arguments with which `av.open` reads a video whose title is not UTF-8: PyAV 19 reads any, and no
+    longer has the argument."""
     return {"metadata_errors": "ignore"} if int(av_version.split(".")[0]) < 19 else {}

@@ -1,7 +1,7 @@
-"""This process among those of the run, and host-side collectives for control decisions.
+"""Rank, world size and device of this process, and host-side collectives for control decisions.
 
-A start is one of three: torchrun (RANK, WORLD_SIZE, ...), srun (SLURM_PROCID, ...), or a plain `python`, which is a
-run of one process. No launcher of another kind, no ssh and no hostfile is needed.
+There are three kinds of start: torchrun (RANK, WORLD_SIZE, ...), srun (SLURM_PROCID, ...), or a plain `python`, which
+is a run of one process. No other launcher, ssh or hostfile is needed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch.distributed as dist
 
 from tgm_scale.runtime import launch, network
 
-_NO_DEVICE = ("", "-1", "NoDevFiles", "none", "void")  # values of CUDA_VISIBLE_DEVICES, of users, SLURM and containers
+_NO_DEVICE = ("", "-1", "NoDevFiles", "none", "void")  # of CUDA_VISIBLE_DEVICES, by users, SLURM and containers
 
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """This process among those of the run."""
+    """Rank, world size, local rank and device of this process."""
 
     rank: int
     world_size: int
@@ -36,24 +36,24 @@ class ProcessInfo:
 
 
 def find_process() -> ProcessInfo:
-    """This process among those of the run, read from the environment of torchrun or srun, or alone.
+    """Return this process's place in the run, from the environment of torchrun or srun, or alone.
 
-    Raises ValueError for variables that make no sense, and for a process that has no GPU where others have."""
+    Raises ValueError for invalid variables, and for a process without a GPU where others have one."""
     found = launch.read(os.environ)
     return process_of(found, choose_device(found.local_rank, found.local_size, torch.cuda.device_count()))
 
 
 def process_of(found: launch.Launch, index: int | None) -> ProcessInfo:
-    """A process that was given the GPU of this index, or None for the CPU."""
+    """Return a process with the GPU of this index, or with the CPU for None."""
     device = torch.device("cpu") if index is None else torch.device("cuda", index)
     return ProcessInfo(found.rank, found.world_size, found.local_rank, device)
 
 
 def choose_device(local_rank: int, local_size: int | None, visible: int) -> int | None:
-    """The index of a process's GPU among those it sees; None where it sees none.
+    """Return the index of a process's GPU among those visible to it; None where none is.
 
-    A process that sees one GPU takes it: the launcher dealt them out (`srun --gpus-per-task=1`, `--gpu-bind=single`).
-    local_size: processes of this host, None where unknown. Raises ValueError where there are too few."""
+    A process that sees one GPU takes it: the launcher assigned it (`srun --gpus-per-task=1`, `--gpu-bind=single`).
+    local_size: processes on this host, None where unknown. Raises ValueError where there are too few GPUs."""
     if visible <= 1:
         return 0 if visible else None
     if local_rank >= visible or (local_size or 0) > visible:
@@ -67,14 +67,14 @@ def choose_device(local_rank: int, local_size: int | None, visible: int) -> int 
 
 
 def refuse_hidden_gpus(process: ProcessInfo) -> None:
-    """Raises ValueError where this process was given GPUs and torch sees none: it would train on the CPU for days.
+    """Raise ValueError where this process has GPUs and torch sees none: it would train on the CPU for days.
 
-    CUDA_VISIBLE_DEVICES that names no device is a choice, and the CPU it is."""
+    A CUDA_VISIBLE_DEVICES that names no device is a choice of the CPU."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if process.device.type != "cpu" or (chosen is not None and chosen.strip() in _NO_DEVICE):
         return
     given = launch.gpus_of_job(os.environ)
-    if given is None and "SLURM_JOB_ID" not in os.environ:  # a node's devices are there for a job without them, too
+    if given is None and "SLURM_JOB_ID" not in os.environ:  # a node's devices are visible to jobs without GPUs, too
         files = sorted(str(file) for file in Path("/dev").glob("nvidia[0-9]*") if os.access(file, os.R_OK | os.W_OK))
         given = f"this machine has {', '.join(files)}" if files else None
     if given is not None:
@@ -86,14 +86,14 @@ def refuse_hidden_gpus(process: ProcessInfo) -> None:
 
 
 def set_rendezvous(process: ProcessInfo) -> None:
-    """Fill in the variables that torch.distributed and DeepSpeed read, where the launcher did not: where rank 0 is,
-    and by which interface the hosts meet. Raises ValueError where that cannot be told."""
+    """Set the variables that torch.distributed and DeepSpeed read, where the launcher did not: the address of rank 0,
+    and the interface on which the hosts meet. Raises ValueError where the address cannot be determined."""
     env = os.environ
     several = process.world_size > (launch.read(env).local_size or 1)
-    # DeepSpeed takes LOCAL_RANK for the number of the device
+    # DeepSpeed takes LOCAL_RANK for the device index
     local = process.local_rank if process.device.index is None else process.device.index
     env.update(RANK=str(process.rank), WORLD_SIZE=str(process.world_size), LOCAL_RANK=str(local))
-    if process.world_size == 1:  # whatever lies in the shell from another start
+    if process.world_size == 1:  # whatever another start has left in the shell
         env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(network.free_port()))
         return
     if "MASTER_ADDR" not in env:
@@ -104,7 +104,7 @@ def set_rendezvous(process: ProcessInfo) -> None:
                 f"WORLD_SIZE={process.world_size} and MASTER_ADDR={env['MASTER_ADDR']} without MASTER_PORT: set it to "
                 "a free port of that host, the same for all processes, or start with torchrun or srun"
             )
-        # one port for all ranks of a job, from its id, out of the way of the ephemeral range
+        # one port for all ranks of a job, from its id, outside of the ephemeral range
         env["MASTER_PORT"] = str(20000 + launch.number(env, "SLURM_JOB_ID") % 10000)
     if not 0 < launch.number(env, "MASTER_PORT") < 2**16:
         raise ValueError(f"MASTER_PORT={env['MASTER_PORT']}: wanted a port from 1 to 65535")
@@ -129,10 +129,10 @@ def _run(*command: str) -> str:
 class HostCollectives:
     """Small collectives over gloo, so that no control decision waits for the device.
 
-    Every method is collective: all ranks call it, in the same order. Alone it does nothing.
+    Every method is collective: all ranks call it, in the same order. With a single process it does nothing.
 
-    seconds: after which a collective fails that a living process does not come to; default: the 10 minutes of
-    DeepSpeed's group where this one is gloo, too (on CPUs), else torch's 30. One that died fails it at once."""
+    seconds: timeout of a collective that a living process does not join; default: the 10 minutes of DeepSpeed's group
+    where this one is gloo, too (on CPUs), else torch's 30. A process that died fails it at once."""
 
     def __init__(self, process: ProcessInfo, seconds: float | None = None):
         self.process = process
@@ -143,7 +143,7 @@ class HostCollectives:
             )
 
     def sum(self, values: list[float]) -> list[float]:
-        """The sum over ranks of each value; exact for counts below 2**53."""
+        """Return the sum over ranks of each value; exact for counts below 2**53."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
     def any(self, flag: bool) -> bool:
@@ -156,7 +156,7 @@ class HostCollectives:
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in the order of ranks, on every rank."""
+        """Return every rank's value, in rank order, on every rank."""
         if self.process.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.process.world_size
@@ -164,7 +164,7 @@ class HostCollectives:
         return values
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on every rank; what the others give is not looked at."""
+        """Return rank 0's value on every rank; the values of the others are ignored."""
         values = [value]
         if self.process.world_size > 1:
             dist.broadcast_object_list(values, src=0, group=self.group, device=torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Files: written in one piece, readable for others, and errors of full disks in words."""
+"""Files: atomic writes, permissions for colleagues, checks of outputs, and messages for full disks."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from itertools import islice
 from pathlib import Path
 
 _STREAMS = re.compile(r"/dev/(stdout|stderr|null|tty|fd/\d+)")  # also where they lead to a file
-_NAME, _PATH, _SHOWN = 255, 4095, 80  # bytes of a file's name and of a path that Linux takes; letters that are shown
-_WAYS = (FileExistsError, FileNotFoundError, NotADirectoryError)  # of what may be in the way above
-_COMPARED, _NEAR = 10_000, 3  # names of a folder that are compared with one that is not there; that are looked at
+_NAME, _PATH, _SHOWN = 255, 4095, 80  # Linux's limits on the bytes of a name and of a path; letters to show
+_WAYS = (FileExistsError, FileNotFoundError, NotADirectoryError)  # errors that something further up the path may cause
+_COMPARED, _NEAR = 10_000, 3  # names in a folder to compare with a missing one; close ones to try
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, a quota
 BEGINNINGS = {"HTML page": (b"<!doctype html",), "JSON file": (b"{", b"["), "picture": (b"\x89png", b"\xff\xd8")}
 
 
 def too_long(path: Path) -> str:
-    """That a path has a name that no file system takes, in words, or is too long itself; else ""."""
+    """Return a message where a path, or a name in it, is longer than file systems allow; else ""."""
     for place in (*reversed(path.parents), path):
         if (size := len(os.fsencode(place.name))) > _NAME:
             return f"{str(place)[:_SHOWN]}...: a name of {size} bytes, wanted {_NAME} at most: choose a shorter one"
@@ -33,8 +33,8 @@ def too_long(path: Path) -> str:
 
 
 def in_the_way(path: Path) -> str:
-    """What keeps a folder from being at a path, there or above, in words: a name that is too long, a link to nothing,
-    or a file; else ""."""
+    """Return a message on what prevents a folder at a path, there or above: a name that is too long, a link to
+    nothing, or a file; else ""."""
     if said := too_long(path):
         return said
     for place in (path, *path.parents):
@@ -46,7 +46,8 @@ def in_the_way(path: Path) -> str:
 
 
 def like(path: str | Path) -> str:
-    """Of a path at which nothing is: the one of nearly its name, to stand after `no such file`; "" without one."""
+    """Return a hint to an existing path with nearly the name of a missing one, to follow `no such file`; "" without
+    one."""
     path = Path(path)
     place = next((above for above in path.parents if os.path.isdir(above)), None)
     if place is None:
@@ -61,15 +62,15 @@ def like(path: str | Path) -> str:
 
 
 def trouble_at(failure: BaseException) -> str:
-    """As `in_the_way`, of the path that an error names; "" where it names none, or is of another kind."""
+    """Return `in_the_way` for the path in an error; "" where it has none, or is of another kind."""
     long = isinstance(failure, OSError) and failure.errno == errno.ENAMETOOLONG
     path = failure.filename if isinstance(failure, OSError) and (long or isinstance(failure, _WAYS)) else None
     return in_the_way(Path(os.fsdecode(path))) if isinstance(path, (str, bytes, os.PathLike)) else ""
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Check an output's folder before the work, and leave nothing. Raises ValueError where it cannot be made or
-    written, OSError where a disk is full."""
+    """Check an output's folder before the work, leaving nothing behind. Raises ValueError where it cannot be created
+    or written, OSError where a disk is full."""
     if said := in_the_way(folder):
         raise ValueError(f"{option} {said}")
     nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.isdir(place))
@@ -84,8 +85,9 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def check_output(option: str, file: Path, kind: str) -> None:
-    """Check an output file before the work: it may be overwritten if it is of that kind (of BEGINNINGS) or empty.
-    Raises ValueError where it is something else, or cannot be there. /dev/stdout and its like may be."""
+    """Check an output file before the work: it may be overwritten if it is empty or of that kind (a key of
+    BEGINNINGS). Raises ValueError where it is something else, or cannot exist. /dev/stdout and the like are
+    allowed."""
     if said := too_long(file):
         raise ValueError(f"{option} {said}")
     if file.is_dir():
@@ -110,9 +112,9 @@ def check_output(option: str, file: Path, kind: str) -> None:
 
 
 def readable_as_its_folder(file: Path, folder: Path) -> None:
-    """Let those read and write a file who may do so with its folder and with new files in it (the umask, a default
-    ACL): safetensors' writer leaves it to the owner alone, and colleagues could not load a checkpoint."""
-    probe = file.with_name(f".{file.name}.{os.getpid()}.mode")  # to ask for the umask is to set it, for all threads
+    """Give a file the permissions of its folder and of new files in it (the umask, a default ACL): safetensors' writer
+    leaves it to the owner alone, so that colleagues could not load a checkpoint."""
+    probe = file.with_name(f".{file.name}.{os.getpid()}.mode")  # reading the umask means setting it, for all threads
     descriptor = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
     try:
         usual = os.fstat(descriptor).st_mode
@@ -124,7 +126,7 @@ def readable_as_its_folder(file: Path, folder: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError that names no file names this one: the system tells of a full disk without it."""
+    """Add this file's name to an OSError without one: the system reports a full disk without it."""
     try:
         yield
     except OSError as error:
@@ -135,10 +137,10 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
-    """A temporary path that takes the place of `path` at the end: a reader, or the next start, sees the old file or
+    """Yield a temporary path that replaces `path` at the end, so that a reader or the next start sees the old file or
     the new one, never a part.
 
-    durable: also where the host loses its power."""
+    durable: also if the host loses power."""
     temporary = path.with_name(path.name + ".writing")
     try:
         with naming(path):
@@ -153,22 +155,22 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def replace_file(path: Path, text: str, durable: bool = True) -> None:
-    """Write a text file as `replacing` does."""
+    """Write a text file by `replacing`."""
     with replacing(path, durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def making(folder: Path) -> Iterator[Path]:
-    """A new folder next to `folder`, to be filled, that gets its name at the end; where another start that makes the
-    same was first, its folder stays. What a killed start of this host left is removed."""
+    """Yield a new folder next to `folder`, to be filled, which is renamed at the end; if another start that makes the
+    same was first, its folder stays. Leftovers of a killed start of this host are removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     mark = f"{folder.name}.making-{platform.node()}-"
     for left in folder.parent.iterdir():
         number = left.name.removeprefix(mark)
         if number == left.name or not number.isdecimal():
             continue
-        if int(number) == os.getpid() or not Path("/proc", number).exists():  # in a container all have one number
+        if int(number) == os.getpid() or not Path("/proc", number).exists():  # in containers pids are often equal
             shutil.rmtree(left, ignore_errors=True)
     unfinished = folder.with_name(f"{mark}{os.getpid()}")
     try:
@@ -183,7 +185,7 @@ def making(folder: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """fsync a file, or the entries of a folder."""
+    """Call fsync on a file, or on the entries of a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -192,7 +194,7 @@ def sync(path: Path) -> None:
 
 
 def describe_os_error(error: OSError, folder: Path, wanted: int | None = None) -> str:
-    """An error in writing to a folder, in words; where it has no room, with the bytes free and wanted."""
+    """Return a message on an error in writing to a folder; where space lacks, with the free and the wanted bytes."""
     if error.errno not in FULL:
         return str(error)
     try:

@@ -1,8 +1,8 @@
-"""This process by the launcher's environment variables: torchrun's, srun's, or none.
+"""This process's rank and job from the launcher's environment variables: torchrun's, srun's, or none.
 
-Variables that are incomplete or contradict one another are refused: otherwise several processes would each train alone
-into one folder, or one process would wait for ranks that were never started. What SLURM's variables say of a job is
-read without its commands: in a container there are none."""
+Incomplete or contradictory variables are refused: otherwise several processes would each train alone into one folder,
+or one process would wait for ranks that were never started. Facts on a SLURM job come from its variables, not from its
+commands, which containers lack."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ _REMEDY = {
     _TORCHRUN: "torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; unset all three for a run of one process",
     _SRUN: "srun sets them: pass all SLURM_ variables on into the container; unset SLURM_STEP_ID to run alone",
 }
-# of launchers that are not read: (number of processes, name)
+# _OTHERS: variables of unsupported launchers, (number of processes, name)
 _SPECIAL_STEPS = 0xFFFF_FFF0  # from here on: the batch script (...FB), the shell that salloc opens on a node (...FA)
 _OTHERS = (("OMPI_COMM_WORLD_SIZE", "mpirun"), ("PMI_SIZE", "an MPI launcher"), ("MV2_COMM_WORLD_SIZE", "mpirun_rsh"))
 
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those that the launcher started."""
+    """This process's place among those that the launcher started."""
 
     rank: int
     world_size: int
     local_rank: int  # among those of its host
-    local_size: int | None  # how many its host has; None where no variable says so
-    variables: tuple[str, ...]  # that were believed
+    local_size: int | None  # processes on its host; None where no variable tells
+    variables: tuple[str, ...]  # the variables used
 
 
 def read(env: Mapping[str, str]) -> Launch:
-    """The variables of torchrun where one of them is set, else those of srun, else a run of one process.
+    """Return the launch by torchrun's variables where one of them is set, else by srun's, else a run of one process.
 
-    Raises ValueError that names the variables where they are incomplete, no numbers, out of range or contradictory."""
+    Raises ValueError that names the variables where they are incomplete, not numbers, out of range or
+    contradictory."""
     if any(name in env for name in _TORCHRUN):
         found = _read(env, _TORCHRUN)
         _refuse_contradiction(env, found)
         return found
-    if in_step(env):  # in a batch script or a shell of salloc SLURM_PROCID is 0 and says nothing
+    if in_step(env):  # in a batch script or a shell of salloc SLURM_PROCID is always 0
         return _read(env, _SRUN)
     if number(env, "SLURM_PROCID", "0") != 0:
         raise ValueError(
@@ -60,12 +61,12 @@ def read(env: Mapping[str, str]) -> Launch:
 
 
 def in_step(env: Mapping[str, str]) -> bool:
-    """Whether srun started this process as a task. Raises ValueError where SLURM_STEP_ID is no number."""
+    """Return whether srun started this process as a task. Raises ValueError where SLURM_STEP_ID is not a number."""
     return "SLURM_STEP_ID" in env and number(env, "SLURM_STEP_ID") < _SPECIAL_STEPS
 
 
 def number(env: Mapping[str, str], name: str, default: str | None = None) -> int:
-    """The whole number that a variable is. Raises ValueError that names it."""
+    """Return the whole number in a variable. Raises ValueError that names the variable."""
     text = env.get(name, default)
     try:
         return int(str(text))
@@ -95,8 +96,8 @@ def _read(env: Mapping[str, str], names: tuple[str, str, str]) -> Launch:
 
 
 def _refuse_contradiction(env: Mapping[str, str], found: Launch) -> None:
-    """Variables of torchrun that lie in the shell from before, in tasks that srun started. torchrun below srun is
-    fine: its agent says so by TORCHELASTIC_RUN_ID."""
+    """Raise ValueError where tasks started by srun have torchrun variables left over in the shell. torchrun under srun
+    is fine: its agent sets TORCHELASTIC_RUN_ID."""
     if "TORCHELASTIC_RUN_ID" in env or not in_step(env) or not all(name in env for name in _SRUN):
         return
     tasks, task = number(env, "SLURM_NTASKS"), number(env, "SLURM_PROCID")
@@ -113,7 +114,7 @@ _COMMAS = re.compile(r",(?![^\[]*\])")  # those outside of brackets
 
 
 def node_names(nodelist: str) -> list[str]:
-    """The nodes of a list as SLURM writes it, in order: `gpu[08-10],login1` are gpu08, gpu09, gpu10 and login1."""
+    """Return the nodes of a SLURM list in order: `gpu[08-10],login1` gives gpu08, gpu09, gpu10 and login1."""
     names = []
     for part in _COMMAS.split(nodelist):
         pieces = _BRACKETS.split(part)  # literal, ranges, literal, ranges, ..., literal
@@ -131,7 +132,7 @@ def _numbers(ranges: str) -> list[str]:
 
 
 def node_of(rank: int, world_size: int) -> str:
-    """The node of a rank, also of one that does not answer: srun deals ranks out in blocks, a node at a time."""
+    """Return the node of a rank, even of one that does not answer: srun assigns ranks in blocks, node by node."""
     nodelist = os.environ.get("SLURM_JOB_NODELIST")
     if not nodelist:
         return f"the host of rank {rank}"
@@ -143,7 +144,7 @@ def node_of(rank: int, world_size: int) -> str:
 
 
 def job() -> dict[str, str | None]:
-    """Id, nodes and restarts of the job this process is in; None and "0" outside of one."""
+    """Return id, nodes and restart count of this process's job; None and "0" outside of one."""
     env = os.environ
     return {
         "slurm_job": env.get("SLURM_JOB_ID"),
@@ -153,20 +154,20 @@ def job() -> dict[str, str | None]:
 
 
 def tasks_of_this_node(env: Mapping[str, str]) -> int | None:
-    """How many tasks of the step are on this node, from `4(x2),3` and the node's number; None where SLURM does not
-    say."""
+    """Return the number of the step's tasks on this node, from `4(x2),3` and the node's number; None where SLURM does
+    not tell."""
     counts = _tasks_per_node(env)
     node = env.get("SLURM_NODEID", "0" if len(counts) == 1 else "")
     return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
 
 
 def _tasks_per_node(env: Mapping[str, str]) -> list[int]:
-    """Tasks on each node of the step, from `4(x2),3`; [] where SLURM does not say."""
+    """Return the tasks on each node of the step, from `4(x2),3`; [] where SLURM does not tell."""
     text = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE") or ""
     return [int(count) for count, times in _TASKS.findall(text) for _ in range(int(times or 1))]
 
 
 def gpus_of_job(env: Mapping[str, str]) -> str | None:
-    """The GPUs that SLURM gave this job or step, with the variable that says so; None where there are none."""
+    """Return a text on the GPUs that SLURM gave this job or step, with the variable; None where there are none."""
     given = (name for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS") if env.get(name))
     return next((f"SLURM gave this job GPUs ({name}={env[name]})" for name in given), None)

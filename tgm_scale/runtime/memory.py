@@ -1,4 +1,4 @@
-"""The host's memory: total, free for this process, peak of a process."""
+"""Host memory: total, available to this process, peak of a process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ def total_bytes(proc: Path = Path("/proc")) -> int:
 
 
 def free_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """What the host has left, or the process's control group (a SLURM job's, a container's) where that is less.
+    """Return the available memory of the host, or of the process's control group (a SLURM job's, a container's) if
+    less.
 
-    Control groups of version 2; where there are none, or of version 1, the host's alone counts."""
+    Control groups of version 2; without them, or with version 1, only the host's memory counts."""
     free = _of_host(proc)["MemAvailable"]
     own = next(
         (
@@ -33,7 +34,7 @@ def free_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")
 
 
 def peak_resident_bytes(pid: int | str = "self") -> int:
-    """The most memory that a process has had so far, shared libraries included; 0 for one that has ended."""
+    """Return the peak memory of a process so far, shared libraries included; 0 for one that has ended."""
     try:
         rows = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -42,7 +43,7 @@ def peak_resident_bytes(pid: int | str = "self") -> int:
 
 
 def _taken(group: Path) -> int:
-    """Bytes of a control group that could not be had back: file pages that nobody uses are its own to drop."""
+    """Return the bytes in a control group that cannot be reclaimed: it can drop unused file pages."""
     rows = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
     return int((group / "memory.current").read_text(encoding="utf-8")) - int(rows.get("inactive_file", 0))
 

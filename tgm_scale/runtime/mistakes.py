@@ -1,4 +1,4 @@
-"""Mistakes in words: the nearest known name, and what pydantic found first."""
+"""Texts for mistakes: the nearest known name, and pydantic's first error."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "", elsewhere: Iterable[str] = ()) -> str:
-    """A hint for an unknown name: `did you mean ...?`, or else the known ones.
+    """Return a hint for an unknown name: `did you mean ...?`, or else the known ones.
 
-    prefix: stands before the known names; elsewhere: dotted paths, of which one that ends in the name is a hint,
-    too."""
+    prefix: text before the known names; elsewhere: dotted paths, one of which is also a hint if it ends in the
+    name."""
     known = list(known)
     if close := difflib.get_close_matches(name, known, n=1):
         return f"did you mean {prefix}{close[0]}?"
@@ -25,12 +25,12 @@ def nearest(name: str, known: Iterable[str], prefix: str = "", elsewhere: Iterab
 
 
 def in_words(names: Sequence[str]) -> str:
-    """As in `a, b and c`. names: one at least."""
+    """Return a list such as `a, b and c`. names: at least one."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def first_error(error: ValidationError) -> str:
-    """Place, value and message of the first of pydantic's findings, such as `0.samples: missing`."""
+    """Return place, value and message of pydantic's first error, such as `0.samples: missing`."""
     first = error.errors()[0]
     wanted = re.sub(r"valid dictionary( or instance of \w+)?", "mapping", first["msg"])
     found = "" if isinstance(first["input"], dict) else f"found {str(first['input'])[:60]}, "
@@ -39,7 +39,7 @@ def first_error(error: ValidationError) -> str:
 
 
 def refuse_damaged(kind: Any, tree: Any, file: Path, remedy: str) -> None:
-    """Raise ValueError where a file's content is not of this kind, with what pydantic found first."""
+    """Raise ValueError with pydantic's first error where a file's contents are not of this kind."""
     try:
         TypeAdapter(kind).validate_python(tree, strict=True)
     except ValidationError as error:

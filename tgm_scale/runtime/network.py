@@ -1,7 +1,7 @@
-"""The network interface that the hosts of a run meet on.
+"""The network interface on which the hosts of a run meet.
 
-gloo binds to what the host's own name resolves to, and to the loopback where it resolves to nothing: then every host
-listens where no other can reach it. The route to rank 0's address tells the interface without any name.
+gloo binds to the address of the host's own name, and to the loopback where the name does not resolve: then every host
+listens where no other can reach it. The route to rank 0's address identifies the interface without any name.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _GLOO = "GLOO_SOCKET_IFNAME"
 
 def choose_interface(address: str, several_hosts: bool) -> None:
     """Set GLOO_SOCKET_IFNAME to the interface by which this host reaches `address`, where the user has not set it and
-    it can be told. Raises ValueError for an interface of the user's that this host does not have.
+    it can be determined. Raises ValueError if the user's interface does not exist on this host.
 
-    NCCL's choice is left to NCCL: NCCL_SOCKET_IFNAME is the user's alone."""
+    NCCL makes its own choice: only the user sets NCCL_SOCKET_IFNAME."""
     given = os.environ.get(_GLOO)
     if given is None:
         if (found := interface_to(address, several_hosts)) is not None:
@@ -32,10 +32,10 @@ def choose_interface(address: str, several_hosts: bool) -> None:
 
 
 def interface_to(address: str, several_hosts: bool) -> str | None:
-    """The interface by which this host reaches another; None where that cannot be told.
+    """Return the interface by which this host reaches another; None where it cannot be determined.
 
-    several_hosts: whether others must reach this one by it: a name that is the loopback here (as Debian writes the
-    host's own into /etc/hosts) then counts for nothing, and the interface of the default route is taken."""
+    several_hosts: whether others must reach this host by it. Then a name that is the loopback here (as in Debian's
+    /etc/hosts for the host's own) is ignored, and the interface of the default route is taken."""
     here = _own_address_towards(address)
     if several_hosts and address != here and here is not None and ipaddress.ip_address(here).is_loopback:
         here = _own_address_towards(_ELSEWHERE) or here
@@ -46,14 +46,14 @@ def interface_to(address: str, several_hosts: bool) -> str | None:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody has at this moment."""
+    """Return a port of the loopback that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def _own_address_towards(address: str) -> str | None:
-    """This host's own address on the way to another: a datagram socket is routed when it is connected, and sends
+    """Return this host's own address on the route to another: connecting a datagram socket selects a route and sends
     nothing."""
     try:
         found = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)

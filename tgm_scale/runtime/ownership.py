@@ -1,10 +1,10 @@
-"""A run folder has one owner: a second start is refused while the owner lives, and takes over once it is dead.
+"""Ownership of a run folder: a second start is refused while the owner lives, and takes over once it is dead.
 
-    RUN/owner/000003    the third start's: a line of JSON that identifies it, then a counter raised every 5 seconds
+    RUN/owner/000003    of the third start: a line of JSON that identifies it, then a counter raised every 5 seconds
 
 The newest number owns. A start takes the next number by creating its file, which only one can; then it checks again.
-No file-system lock and no other host's clock is relied upon: an owner on another host is alive if its counter moves.
-"""
+This relies on no file-system lock and on no other host's clock: an owner on another host is alive if its counter
+moves."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class Owner:
-    """A start of a run, by its main process."""
+    """Start of a run, identified by its main process."""
 
     host: str
     pid: int
-    process: str  # tells it from a later one of the same number: boot, namespace, user, time of its start
+    process: str  # distinguishes it from a later one of the same pid: boot, namespace, user, start time
     job: str | None = None
     restart: int = 0
 
@@ -44,7 +44,7 @@ class Owner:
 
 
 def this_start(env: Mapping[str, str] = os.environ) -> Owner:
-    """The start that this process is."""
+    """Return the start that this process belongs to."""
     pid = os.getpid()
     restart = env.get("SLURM_RESTART_COUNT", "0")
     return Owner(
@@ -58,11 +58,11 @@ def this_start(env: Mapping[str, str] = os.environ) -> Owner:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Own a run folder for as long as the context lasts; for the main process of a start. Raises ValueError where
-    another start has it, OSError where it cannot be written.
+    """Own a run folder within this context, as the main process of a start. Raises ValueError where another start owns
+    it, OSError where it cannot be written.
 
-    A process whose folder was taken over, since its counter had stopped for a while, ends at once: otherwise two would
-    write."""
+    A process whose folder was taken over, because its counter had stopped for a while, ends at once: otherwise two
+    would write."""
     number = take(folder, this_start())
     stop = threading.Event()
     thread = threading.Thread(target=_count, args=(folder, number, stop), daemon=True)
@@ -72,12 +72,12 @@ def owned(folder: Path) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        with suppress(OSError):  # a full or lost disk: the next start watches for a while, no more
+        with suppress(OSError):  # a full or lost disk: the next start only watches for a while
             _write_count(_file(folder, number), _ENDED)
 
 
 def take(folder: Path, me: Owner) -> int:
-    """The number under which this start owns the folder. Raises ValueError that names an owner that lives."""
+    """Return the number under which this start owns the folder. Raises ValueError that names a living owner."""
     _place(folder).mkdir(parents=True, exist_ok=True)
     while True:
         newest = _newest(folder)
@@ -90,7 +90,7 @@ def take(folder: Path, me: Owner) -> int:
                 stream.flush()
                 os.fsync(stream.fileno())
         except FileExistsError:
-            continue  # another start came first: look who it is
+            continue  # another start came first: check who it is
         if _newest(folder) == number:
             for old in _numbers(folder)[:-2]:
                 _file(folder, old).unlink(missing_ok=True)
@@ -100,7 +100,7 @@ def take(folder: Path, me: Owner) -> int:
 
 @dataclass(frozen=True)
 class Liveness:
-    """What a folder's newest owner left: seconds since its last word, and whether it ended, or was seen to be gone."""
+    """State of a folder's newest owner: seconds since its last count, and whether it ended, or is known to be gone."""
 
     age: float
     ended: bool
@@ -113,7 +113,7 @@ class Liveness:
 
 
 def liveness(folder: Path) -> Liveness | None:
-    """Of the newest start, without waiting for its next count; None where none has begun."""
+    """Return the liveness of the newest start, without waiting for its next count; None where none has begun."""
     try:
         newest = _newest(folder)
         age = max(0.0, time.time() - _file(folder, newest).stat().st_mtime)
@@ -126,7 +126,7 @@ def liveness(folder: Path) -> Liveness | None:
 
 
 def _refuse_if_alive(folder: Path, number: int, me: Owner) -> None:
-    """Come back where the owner of a number is dead or has ended; raise ValueError where it lives."""
+    """Return where the owner with this number is dead or has ended; raise ValueError where it lives."""
     began = time.monotonic()
     first, owner = _read(folder, number)
     while True:
@@ -153,13 +153,13 @@ def _in_use(folder: Path, owner: Owner | None, age: float) -> str:
 
 
 def _count(folder: Path, number: int, stop: threading.Event) -> None:
-    """Raise the count until the owner ends; end the process where the folder has another owner."""
+    """Raise the count until the owner ends; end the process if the folder gets another owner."""
     counted, failed = 0, False
     while not stop.wait(BEAT):
         counted += 1
         try:
             _write_count(_file(folder, number), str(counted))
-        except Exception as error:  # a thread that died would leave the folder to the next start, and two would write
+        except Exception as error:  # a dead thread would leave the folder to the next start, and two would write
             if not failed:
                 sys.stderr.write(f"run.dir={folder}: the owner's heartbeat cannot be written: {error}\n")
             failed = True
@@ -177,15 +177,15 @@ def _count(folder: Path, number: int, stop: threading.Event) -> None:
 
 
 def _write_count(file: Path, count: str) -> None:
-    """In place, 12 bytes: no new file for a server's metadata, no room on a full disk, and the first line is never
-    half written."""
+    """Write the count in place, 12 bytes: no new file for a server's metadata, no space needed on a full disk, and the
+    first line is never half written."""
     with file.open("r+b") as stream:
         stream.seek(len(stream.readline()))
         stream.write(f"{count:>12}".encode())
 
 
 def _read(folder: Path, number: int) -> tuple[str, Owner | None]:
-    """All of an owner's file, and who it is; None where it is not written yet, or gone."""
+    """Return the text of an owner's file, and the owner; None where it is not written yet, or gone."""
     try:
         text = _file(folder, number).read_text(encoding="utf-8")
         return text, Owner(**json_of(text.partition("\n")[0]))
@@ -210,17 +210,17 @@ def _newest(folder: Path) -> int:
 
 
 def _on_this_host(owner: Owner, me: Owner) -> bool:
-    """Whether that process's number means here what it means there: one boot of one kernel, one namespace of numbers,
-    one user (a system may hide the processes of others)."""
+    """Return whether a pid means the same on both sides: one boot of one kernel, one pid namespace, one user (a system
+    may hide the processes of others)."""
     return owner.process != "unknown" and owner.process.split()[:3] == me.process.split()[:3]
 
 
 def _identity(pid: int) -> str | None:
-    """Boot, process namespace, user and time of start of a process; None where it is not there, or no /proc."""
+    """Return boot, pid namespace, user and start time of a process; None where it does not exist, or without /proc."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink("/proc/self/ns/pid")
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name may hold anything
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name may contain anything
     except OSError:
         return None
     return None if fields[0] in "ZX" else f"{boot} {namespace} {os.getuid()} {fields[19]}"  # a zombie writes no more

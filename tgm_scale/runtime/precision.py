@@ -1,4 +1,4 @@
-"""Where autocast may not reach."""
+"""Parts of a computation without autocast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast switched off, on a device that has it: torch's `meta` device has none and refuses the word."""
+    """Return a context without autocast; on a device such as `meta`, for which torch refuses autocast, a null
+    context."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

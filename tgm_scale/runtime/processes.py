@@ -1,5 +1,5 @@
-"""Processes of this host: a pool of workers that survive a crash on one input, and the ranks of a run as srun
-starts them."""
+"""Processes of this host: a pool of workers that survives a crash on one input, and the ranks of a run as srun would
+start them."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ from typing import Any
 from tgm_scale.runtime.launch import in_step
 from tgm_scale.runtime.network import free_port
 
-_AHEAD = 4  # results that may wait for each worker: enough that one slow input does not idle the others
+_AHEAD = 4  # results per worker that may wait: enough that one slow input does not idle the others
 
 
 class Crashed(Exception):
-    """The process that worked on this input died (a fault in native code, or killed for its memory)."""
+    """The worker process for this input died (a fault in native code, or killed for its memory)."""
 
 
 class OrderedPool:
-    """`map` over processes, results in order, a bounded number in flight. Processes are started afresh (spawn): what
-    the caller's threads hold is not copied into them, and they import only what `function` needs."""
+    """`map` over processes, with results in order and a bounded number in flight. Processes are spawned: they inherit
+    nothing from the caller's threads, and import only what `function` needs."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._pool = self._start(workers)
 
     def map(self, function: Callable[..., Any], inputs: Iterable[tuple]) -> Iterator[Any]:
-        """`function(*input)` for each input: what it returned, or the exception it raised (`Crashed` included)."""
+        """Yield the result of `function(*input)` for each input, or the exception that it raised (`Crashed`
+        included)."""
         running: deque[tuple[tuple, Future]] = deque()
         for item in inputs:
             running.append((item, self._submit(function, item)))
@@ -48,7 +49,7 @@ class OrderedPool:
             yield self._next(function, running)
 
     def _submit(self, function: Callable[..., Any], item: tuple) -> Future:
-        """A pool that an earlier input has broken by now refuses new ones: that, too, is told when its turn comes."""
+        """Submit an input. A pool broken by an earlier input refuses it; that error, too, is reported in its turn."""
         try:
             return self._pool.submit(function, *item)
         except BrokenProcessPool as broken:
@@ -71,7 +72,7 @@ class OrderedPool:
             return error
 
     def _retry_alone(self, function: Callable[..., Any], item: tuple) -> Any:
-        """One input in a process of its own, to learn whether it is the one that kills."""
+        """Run one input in a process of its own, to learn whether it causes the crash."""
         with self._start(1) as pool:
             try:
                 return pool.submit(function, *item).result()
@@ -92,16 +93,16 @@ class OrderedPool:
 
 
 def own_cores() -> int:
-    """How many cores this process has of those that it may run on: a task of srun its own, a process of torchrun its
-    share of the node's."""
+    """Return the number of this process's cores: a task of srun has its own, a process of torchrun a share of the
+    node's."""
     seen = len(os.sched_getaffinity(0))
     of_task = int(os.environ.get("SLURM_CPUS_PER_TASK") or seen) if in_step(os.environ) else seen
     return max(1, min(of_task, seen) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
 def end_with_parent() -> None:
-    """Exit when the parent is gone (a killed parent closes no queue that its workers wait on), and leave Ctrl-C to the
-    parent."""
+    """Exit when the parent is gone (a killed parent closes no queue that its workers wait on), and leave Ctrl-C to
+    it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -115,8 +116,8 @@ def end_with_parent() -> None:
 
 @contextmanager
 def unwinding() -> Iterator[None]:
-    """Within it SIGTERM and SIGHUP, which would end this process at once, are as Ctrl-C: what has started other
-    processes ends them on the way out."""
+    """Treat SIGTERM and SIGHUP like Ctrl-C within this context, instead of dying at once: code that has started other
+    processes then ends them on the way out."""
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -132,9 +133,8 @@ def unwinding() -> Iterator[None]:
 class LocalRun:
     """Processes of one run, each with its rank; a context manager that starts them, and at whose end none is left.
 
-    command: what each process is; log: the file to which all write; variables: more of their environment; limit: bytes
-    of private memory that each may ask for (RLIMIT_DATA). Each process leads a group, which is killed at the
-    end."""
+    command: command line of each process; log: file to which all write; variables: additional environment; limit:
+    bytes of private memory per process (RLIMIT_DATA). Each process leads a group, which is killed at the end."""
 
     def __init__(
         self,
@@ -173,19 +173,19 @@ class LocalRun:
             process.send_signal(signal.SIGKILL)
 
     def wait(self) -> list[int]:
-        """The exit codes."""
+        """Wait for all processes and return their exit codes."""
         return [process.wait() for process in self.ranks]
 
     def codes(self) -> list[int | None]:
-        """Exit codes; None of a process that has not ended, -N of one that signal N has."""
+        """Return exit codes; None for a process that has not ended, -N for one that signal N has ended."""
         return [process.poll() for process in self.ranks]
 
     def running(self) -> bool:
-        """Whether a process has not ended."""
+        """Return whether any process is still running."""
         return any(process.poll() is None for process in self.ranks)
 
     def ended(self) -> bool:
-        """Whether a process has ended."""
+        """Return whether any process has ended."""
         return any(process.poll() is not None for process in self.ranks)
 
     def __enter__(self) -> LocalRun:

@@ -10,7 +10,7 @@ LINE_EVERY_SECONDS = 15.0
 
 
 class Task:
-    """One bar. `to` sets what is done, `advance` adds to it."""
+    """Progress of one task. `to` sets the amount done, `advance` adds to it."""
 
     def __init__(self, bars: ProgressBars, name: str, total: int, bar: Any):
         self.name, self.total, self.done = name, total, 0
@@ -25,7 +25,7 @@ class Task:
         self._owner.show(self, self._bar, note)
 
     def line(self, note: str) -> str | None:
-        """What to print where there is no terminal; None while the last line is recent."""
+        """Return the line to print without a terminal; None while the last line is recent."""
         now = time.monotonic()
         if now - self._line < LINE_EVERY_SECONDS and self.done < self.total:
             return None
@@ -70,7 +70,7 @@ class ProgressBars:
 
 
 def clock(seconds: float) -> str:
-    """m:ss, or h:mm:ss from an hour on."""
+    """Return m:ss, or h:mm:ss from an hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

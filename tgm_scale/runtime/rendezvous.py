@@ -1,7 +1,7 @@
-"""Rendezvous of a run's processes at rank 0, with a timeout and with messages about who is missing.
+"""Rendezvous of a run's processes at rank 0, with a timeout and with messages about missing processes.
 
-Each connects to the store that rank 0 holds (under torchrun: its agent), registers there, and continues when rank 0
-has seen all. A process that waits prints for whom, where, and which variables it used."""
+Each process connects to rank 0's store (under torchrun: its agent's), registers there, and continues when rank 0 has
+seen all. A waiting process prints for whom and where it waits, and the variables it used."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ REPORT_AFTER = 20.0  # seconds of waiting; a start of 64 processes on one host t
 SHARED_GPU = "were given one GPU"  # in the message of a start with too few GPUs
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _OPTIONAL_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-_LOOK = 0.2  # seconds from one try to reach rank 0 to the next
-_NAMED = 8  # of many ranks or hosts
+_LOOK = 0.2  # seconds between attempts to reach rank 0
+_NAMED = 8  # ranks or hosts to name, if there are many
 
 
 def meet(process: ProcessInfo, seconds: float, gpu: str | None = None) -> dist.Store:
-    """The store of all processes of the run, once all are there; `set_rendezvous` has set the variables.
+    """Return the store of all processes of the run, once all have registered, after `set_rendezvous`.
 
-    gpu: the unique name of this process's GPU. Raises TimeoutError where some did not come within `seconds`, and
-    ValueError: on every rank where two of them have one GPU, on the later of two processes of one rank (the others
-    then wait in vain for the rank that is missing, and name it)."""
+    gpu: unique name of this process's GPU. Raises TimeoutError where some did not come within `seconds`, and
+    ValueError: on every rank where two share a GPU; on the later of two processes with the same rank (the others then
+    wait in vain for the missing rank, and name it)."""
     if process.world_size == 1:
         return connect(process, seconds)
     waiting = _Waiting(process, seconds)
@@ -48,7 +48,7 @@ def meet(process: ProcessInfo, seconds: float, gpu: str | None = None) -> dist.S
         waiting.until(store, ["verdict"], lambda: "rank 0, which waits for other ranks: see what it says")
     if verdict := store.get("verdict").decode():
         store.set(f"read/{process.rank}", "")
-        if process.is_main:  # its end would take the store from those that have not read yet
+        if process.is_main:  # rank 0's exit would take the store from ranks that have not read yet
             with suppress(dist.DistError):
                 store.wait([f"read/{rank}" for rank in range(process.world_size)], timedelta(seconds=10))
         raise ValueError(verdict)
@@ -56,13 +56,13 @@ def meet(process: ProcessInfo, seconds: float, gpu: str | None = None) -> dist.S
 
 
 def launch_variables() -> str:
-    """The variables that say who this process is and where rank 0 is."""
+    """Return the variables that identify this process and rank 0's address."""
     names = (*_VARIABLES, *(name for name in _OPTIONAL_VARIABLES if name in os.environ))
     return ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)
 
 
 class _Waiting:
-    """Waiting with a limit, which says for whom."""
+    """Waiting with a limit, and with reports on whom it waits for."""
 
     def __init__(self, process: ProcessInfo, seconds: float):
         self.process, self.seconds = process, seconds
@@ -70,11 +70,11 @@ class _Waiting:
         self._slice = min(REPORT_AFTER, max(0.5, seconds / 2))
 
     def next(self) -> timedelta:
-        """How long to wait until there is something to say."""
+        """Return how long to wait until the next report."""
         return timedelta(seconds=max(0.1, min(self._slice, self._began + self.seconds - time.monotonic())))
 
     def report(self, whom: str) -> None:
-        """Say for whom this rank waits. Raises TimeoutError when the time is over."""
+        """Report whom this rank waits for. Raises TimeoutError when the time is over."""
         waited = time.monotonic() - self._began
         text = f"rank {self.process.rank} on {platform.node()} has waited {waited:.0f} s for {whom}"
         if waited + 0.2 > self.seconds:
@@ -104,8 +104,8 @@ class _Waiting:
 
 
 def connect(process: ProcessInfo, seconds: float) -> dist.Store:
-    """The store that rank 0 holds, without a meeting. Raises TimeoutError where it does not answer within `seconds`,
-    OSError where it cannot be held or is another's."""
+    """Return rank 0's store, without a rendezvous. Raises TimeoutError where it does not answer within `seconds`,
+    OSError where it cannot be opened or belongs to others."""
     if process.world_size == 1:
         return dist.HashStore()  # no port, which another process may take meanwhile
     return _connected(process, _Waiting(process, seconds))
@@ -138,10 +138,10 @@ def _connected(process: ProcessInfo, waiting: _Waiting) -> dist.Store:
 
 
 def _answers(address: str, port: int) -> bool:
-    """Whether someone listens there: torch's own store would print a page of native frames at each try."""
+    """Return whether anything listens there: torch's own store would print a page of native frames at each attempt."""
     try:
         with socket.create_connection((address, port), timeout=5) as probe:
-            return probe.getsockname() != probe.getpeername()  # of the ephemeral ports one may connect to itself
+            return probe.getsockname() != probe.getpeername()  # with ephemeral ports, one may connect to itself
     except OSError:
         return False
 
@@ -160,7 +160,7 @@ def _wait_for_all(store: dist.Store, process: ProcessInfo, waiting: _Waiting) ->
 
 
 def _shared_gpus(store: dist.Store, world_size: int) -> str:
-    """What is wrong where several ranks have one GPU; nothing where that is not so."""
+    """Return an error message where several ranks share a GPU, else ""."""
     ranks = defaultdict(list)
     for rank in range(world_size):
         host, _, gpu = store.get(f"at/{rank}").decode().partition(" ")

@@ -1,5 +1,5 @@
-"""Files of tensors. safetensors: the library's own error is neither an OSError nor a ValueError; here it becomes one.
-torch's files from outside: tensors and plain containers, and nothing else is unpickled."""
+"""Files of tensors. safetensors: the library's own error, neither an OSError nor a ValueError, is turned into one.
+torch files from outside: only tensors and plain containers are unpickled."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tgm_scale.runtime.outside.stand_ins import START, stand_in
 
 
 def open_tensors(file: Path) -> Any:
-    """The library's reader of a file, which maps it. Raises ValueError for what is no whole safetensors file, OSError
-    where it cannot be read."""
+    """Return the library's reader of a file, which maps it. Raises ValueError where it is not a whole safetensors
+    file, OSError where it cannot be read."""
     try:
         return safe_open(file, framework="pt")
-    except FileNotFoundError:  # the library says so of a file that is forbidden, too
+    except FileNotFoundError:  # the library raises this for a forbidden file, too
         file.open("rb").close()
         raise
     except SafetensorError as error:
@@ -33,7 +33,7 @@ def open_tensors(file: Path) -> Any:
 
 
 def no_weights(file: Path) -> str:
-    """In words, what a file is that holds no weights at all: libraries speak of headers and ends."""
+    """Return a message on a file that holds no weights at all, else "": the libraries only complain of headers."""
     with file.open("rb") as stream:
         start = stream.read(START)
     if not start:
@@ -42,19 +42,19 @@ def no_weights(file: Path) -> str:
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a file. Raises as `open_tensors`."""
+    """Return all tensors of a file. Raises as `open_tensors`."""
     return load_with_metadata(file)[0]
 
 
 def load_with_metadata(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a file, and the texts beside them. Raises as `open_tensors`."""
+    """Return all tensors of a file, and its metadata. Raises as `open_tensors`."""
     with open_tensors(file) as stream:
         tensors = {name: tensor_in(stream, name, file) for name in stream.keys()}  # noqa: SIM118 (not a dictionary)
         return tensors, stream.metadata() or {}
 
 
 def tensor_in(stream: Any, name: str, place: Path) -> Tensor:
-    """One tensor of an open file; `place` is named where it cannot be read: ValueError."""
+    """Return one tensor of an open file. Raises ValueError that names `place` where it cannot be read."""
     try:
         return stream.get_tensor(name)
     except SafetensorError as error:
@@ -62,8 +62,8 @@ def tensor_in(stream: Any, name: str, place: Path) -> Tensor:
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a file for all who may read its folder. Raises OSError, with the number that the system gave where the
-    library tells it."""
+    """Write a file for all who may read its folder. Raises OSError, with the system's error number where the library
+    gives it."""
     with writing(file):
         save_file(tensors, file, metadata)
     readable_as_its_folder(file, file.parent)
@@ -71,7 +71,7 @@ def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """The library's error in writing becomes an OSError that names a file or folder."""
+    """Turn the library's write error into an OSError that names a file or folder."""
     try:
         yield
     except SafetensorError as error:
@@ -80,9 +80,9 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def weights_of(file: Path, allowed: Sequence[type] = ()) -> Any:
-    """What a torch file holds, on the CPU, mapped where that can be: what is not looked at is never read.
+    """Return the contents of a torch file, on the CPU, mapped where possible, so that unused tensors are never read.
 
-    allowed: classes beside tensors and plain containers. Raises ValueError, which names the file, for all that is no
+    allowed: classes besides tensors and plain containers. Raises ValueError, which names the file, where it is not a
     whole torch file or holds anything else; OSError where the storage does not answer."""
     try:
         with torch.serialization.safe_globals(list(allowed)):
@@ -94,7 +94,7 @@ def weights_of(file: Path, allowed: Sequence[type] = ()) -> Any:
             or f"{file}: not a torch file of tensors and plain containers; nothing else is unpickled ({reason}). Save "
             "its state dict alone, with the project that wrote it"
         ) from None
-    except Exception as error:  # of damaged files RuntimeError, EOFError, struct.error, BadZipFile and more were seen
+    except Exception as error:  # damaged files raise RuntimeError, EOFError, struct.error, BadZipFile and more
         if getattr(error, "errno", None) is not None:
             raise
         reason = " ".join(str(error).split())[:200]

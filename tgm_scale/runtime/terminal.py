@@ -1,4 +1,4 @@
-"""Output: text from outside cannot control the terminal, addresses are without secrets (passwords before the host,
+"""Output to the terminal: text from outside cannot control it, addresses have no secrets (passwords before the host,
 signatures and tokens in the query), and a closed terminal, broken pipe or full disk stops nothing."""
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, TextIO, cast
 
-_GONE = (errno.EIO, errno.EPIPE)  # of a terminal that was closed, of a pipe that nobody reads
+_GONE = (errno.EIO, errno.EPIPE)  # errors of a closed terminal, and of a pipe without a reader
 
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of surrogate pairs, line and paragraph ends
-_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # the direction of what follows
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # these change the writing direction
 
 
 def escaped(text: str, keep: str = "\n\t") -> str:
-    """Text from outside, safe to print: characters that would move the cursor, set colours or titles, break lines or
-    change the writing direction are escaped. `keep`: what stays all the same."""
+    """Return text from outside, safe to print: characters that would move the cursor, set colours or titles, break
+    lines or change the writing direction are escaped. keep: exceptions to this."""
     if text.isascii() and text.isprintable():  # nearly all
         return text
     return "".join(letter if letter in keep or not _steers(letter) else _escape(letter) for letter in text)
 
 
 def message(text: str) -> str:
-    """A message as it is printed: escaped, and without secrets in its URLs."""
+    """Return a message for printing: escaped, and without secrets in its URLs."""
     return escaped(without_secrets(text))
 
 
@@ -40,9 +40,10 @@ def _escape(letter: str) -> str:
 
 
 def ignore_output_errors() -> None:
-    """From here on a failed write to stdout or stderr costs its text alone: results are in the run folder.
+    """Let a failed write to stdout or stderr lose only its text from here on: results are in the run folder.
 
-    A stream that was closed before the start (`>&-`) is nowhere, and a letter that it cannot have is its escape."""
+    A stream that was closed before the start (`>&-`) becomes /dev/null, and letters that it cannot encode are
+    escaped."""
     sys.stdout, sys.stderr = (cast(TextIO, BestEffortStream(_open(stream))) for stream in (sys.stdout, sys.stderr))
 
 
@@ -55,7 +56,7 @@ def _open(stream: TextIO | None) -> TextIO:
 
 
 class BestEffortStream:
-    """A stream that drops what cannot be written. Everything else is the stream's own."""
+    """Stream that drops what cannot be written, and otherwise behaves like the original."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -78,7 +79,7 @@ class BestEffortStream:
             self._lost(error)
 
     def _lost(self, error: OSError) -> None:
-        if error.errno in _GONE:  # for good: libraries that write to the descriptor itself are spared the error, too
+        if error.errno in _GONE:  # for good: spares libraries that write to the descriptor itself the error, too
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
@@ -93,7 +94,7 @@ _VALUE = re.compile(r"=[^&\s]*?(?=[:;,.)\]}]*(?:&|$))")
 
 
 def without_secrets(text: str) -> str:
-    """Text in which addresses have *** for login and query values; to be printed and saved."""
+    """Return text with *** for login and query values in addresses, to be printed and saved."""
     if "://" not in text:
         return text
     return _QUERY.sub(lambda found: found[1] + _VALUE.sub("=***", found[2]), _LOGIN.sub("***@", text))
@@ -108,8 +109,8 @@ def _address_without_secrets(address: str) -> str:
 
 
 def tree_without_secrets(tree: Any) -> Any:
-    """Nested dictionaries and lists, all text in them without secrets: before it is made YAML or JSON, whose escapes
-    and line ends would hide an address."""
+    """Return nested dictionaries and lists with all text in them without secrets, before they become YAML or JSON,
+    whose escapes and line breaks would hide an address."""
     if isinstance(tree, dict):
         return {key: tree_without_secrets(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):

@@ -1,1 +1,1 @@
-"""The fastest way to run a configuration, found by real trials."""
+"""Search by real trials for the fastest way to run a configuration."""

@@ -1,4 +1,4 @@
-"""What a larger card, or twice the nodes, would gain over the best that was found: the planner's arithmetic."""
+"""Planned gain of a larger card, or of twice the nodes, over the best trial, from the planner's arithmetic."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tgm_scale.planning.step_time import step_time
 
 
 def prospects(config: Config, shape: tuple[int, int], card: Card | None, measured: float) -> list[str]:
-    """Lines. shape: nodes, and GPUs of each, that were tried; card: theirs, None where it is not in the table or there
-    is none. measured: clips a second of the best."""
+    """Return lines on the gains. shape: nodes, and GPUs per node, of the trials; card: the GPUs' entry, None where the
+    table has none or there is no GPU. measured: clips per second of the best trial."""
     if card is None:
         return ["a larger card, more nodes: not planned, since these are no GPUs of the planner's table"]
     query = CostQuery.pretraining(config)
@@ -49,7 +49,7 @@ def _with_card(query: CostQuery, here: Machine, card: Card, measured: float) -> 
 
 
 def _speed(query: CostQuery, machine: Machine) -> float:
-    """Clips a second. Raises ValueError where the batch does not divide."""
+    """Return clips per second. Raises ValueError where the batch does not divide."""
     time = step_time(cost_of(query, machine.gpus), machine)
     assert time is not None
     return query.config.train.global_batch_size / time.total

@@ -1,9 +1,9 @@
-"""Which candidate is tried next: it depends on what those before it did.
+"""Order of the candidates to try, which depends on earlier outcomes.
 
-First the configuration as it is. Then for each way (ZeRO stage, checkpointing) micro batches by doubling from the
-configuration's own, or halving where that does not fit, and bisection between what fits and what does not. With the
-fastest so far compilation and the attention's kernel. Then the ways that offload, which are slower wherever another
-fits; and last, with the fastest, data workers."""
+First the configuration as given. Then, for each way (ZeRO stage, checkpointing), micro batches by doubling from the
+configuration's own, or by halving where that does not fit, and bisection between sizes that fit and sizes that do not.
+With the fastest so far, compilation and the attention kernel. Then ways with offload, which are slower wherever
+another fits; and last, with the fastest, data workers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from typing import Any
 
 from tgm_scale.tuning.trials import Candidate
 
-_SLOWER = 0.95  # of the speed of the micro batch before: larger ones are not tried
+_SLOWER = 0.95  # of the speed of the previous micro batch: below this, larger ones are not tried
 
 
 @dataclass
 class Search:
-    """ways: candidates whose micro batch is still open. micros: those that divide the batch, ascending. given: whether
-    the user named them, so that all are tried. outcomes: by name, filled in by the caller after each candidate."""
+    """Search over candidates. ways: candidates whose micro batch is still open. micros: divisors of the batch,
+    ascending. given: whether the user named them, so that all are tried. outcomes: by name, filled by the caller after
+    each candidate."""
 
     first: Candidate
     ways: list[Candidate]
@@ -56,7 +57,7 @@ class Search:
                     yield replace(way, micro=micro)
 
     def _varied(self, *kinds: str) -> Iterator[Candidate]:
-        """The fastest so far, changed in one thing."""
+        """Yield the fastest candidate so far, with one setting changed."""
         ran = [candidate for candidate in self._tried if self._speed(candidate)]
         if ran:
             best = max(ran, key=self._speed)
@@ -65,11 +66,11 @@ class Search:
                     yield replace(best, **change)
 
     def _speed(self, candidate: Candidate) -> float:
-        """Clips a second; 0 where it did not run."""
+        """Return clips per second; 0 where the candidate did not run."""
         return self.outcomes.get(candidate.name, {}).get("clips_per_second", 0.0)
 
     def _micros(self, way: Candidate) -> Iterator[int]:
-        """Each is asked for once what the one before it did is known."""
+        """Yield micro batches, each once the outcome of the previous one is known."""
 
         def speed(at: int) -> float:
             return self._speed(replace(way, micro=self.micros[at]))

@@ -1,5 +1,5 @@
-"""A trial as one step of a SLURM job, on all its nodes. slurm/lib/steps.sh, which says what the files are, starts and
-kills it: this process may be in a container, where there is no srun."""
+"""A trial as one step of a SLURM job, on all its nodes. slurm/lib/steps.sh, which documents the files, starts and
+kills it: this process may be in a container, which has no srun."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from tgm_scale.runs.faults import RunStopped
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.processes import unwinding
 
-_LOOK = 0.2  # seconds from look to look
-_TAKEN = 60.0  # seconds in which slurm/launch.sh takes what is wanted; it looks twice a second
-_KILLED = 300.0  # in which a step ends: SLURM gives up on a process that does not die after UnkillableStepTimeout (60)
+_LOOK = 0.2  # seconds between checks
+_TAKEN = 60.0  # seconds in which slurm/launch.sh takes a request; it checks twice a second
+_KILLED = 300.0  # seconds in which a step ends: SLURM gives up on an undying process after UnkillableStepTimeout (60)
 
 
 class StepRun:
-    """As runtime.processes.LocalRun: a context manager that starts the step, and at whose end it has ended.
+    """Step of a trial, like runtime.processes.LocalRun: a context manager that starts it, and at whose end it has
+    ended.
 
-    words: those behind the python's own name; steps: the folder in which steps are asked for; folder: of the trial,
-    for its output.log and exit codes; limit: bytes of private memory that each process may ask for."""
+    words: arguments after the name of python; steps: folder in which steps are requested; folder: of the trial, for
+    its output.log and exit codes; limit: bytes of private memory per process."""
 
     def __init__(self, words: list[str], steps: Path, folder: Path, limit: int | None = None):
         self._steps, self._folder = steps, folder
@@ -29,7 +30,7 @@ class StepRun:
         self._text = "".join(f"{word}\0" for word in (str(folder), kibibytes, *words))
 
     def codes(self) -> list[int | None]:
-        """Exit codes of the processes that have ended by themselves."""
+        """Return the exit codes of the processes that have ended by themselves."""
         found: list[int | None] = []
         for file in sorted(self._folder.glob("code-*")):
             with suppress(ValueError):  # not written yet
@@ -37,7 +38,7 @@ class StepRun:
         return found
 
     def ended(self) -> bool:
-        """Whether a process has ended."""
+        """Return whether any process has ended."""
         return self._has_ended() or bool(self.codes())
 
     def _has_ended(self) -> bool:
@@ -69,7 +70,7 @@ class StepRun:
 
 
 def _within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Whether the condition holds before the seconds are over."""
+    """Return whether the condition becomes true before the seconds are over."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:

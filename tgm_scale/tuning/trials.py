@@ -1,5 +1,5 @@
-"""What `tgm-scale tune` tries: candidates for running one configuration that differ in speed and memory, and a trial
-of one."""
+"""Candidates of `tgm-scale tune`, ways to run one configuration that differ in speed and memory, and the trial of a
+candidate."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.training.watchdog import HUNG_EXIT_CODE
 
 GIB = 2**30
-LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # relative: what layouts of one run may differ by
-# torch's words on a GPU and on a CPU, the system's, C++'s and Python's
+LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # relative: tolerance between layouts of one run
+# messages of torch on a GPU and on a CPU, of the system, C++ and Python
 _SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "memoryerror")
 _OF_SLURM = ("srun: ", "slurmstepd: ")
-_LOOK = 0.2  # seconds from one look at a trial to the next
+_LOOK = 0.2  # seconds between checks of a trial
 
 
 class Ran(BaseModel):
-    """A line of outcomes.jsonl of a trial that ended well."""
+    """Line of outcomes.jsonl for a successful trial."""
 
     name: str
     outcome: Literal["ran"]
@@ -47,7 +47,7 @@ class Ran(BaseModel):
 
 
 class DidNotRun(BaseModel):
-    """The same of another trial."""
+    """Line of outcomes.jsonl for any other trial."""
 
     name: str
     outcome: Literal["out of memory", "hung", "failed"]
@@ -59,8 +59,8 @@ Line = Annotated[Ran | DidNotRun, Field(discriminator="outcome")]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way: ZeRO stage, what is offloaded to the host (footprint.OFFLOADS), clips of one pass, checkpointing; and
-    compilation, the attention's kernel and data workers where they are not the configuration's own."""
+    """One way to run: ZeRO stage, offload to the host (footprint.OFFLOADS), micro batch, checkpointing; also
+    compilation, attention kernel and data workers where they differ from the configuration's own."""
 
     stage: int
     offload: str
@@ -78,13 +78,13 @@ class Candidate:
 
     @property
     def varied(self) -> list[str]:
-        """What is not the configuration's own, in words."""
+        """Return labels of the settings that differ from the configuration's own."""
         compiled = [] if self.compile is None else ["compiled" if self.compile else "eager"]
         attention = [] if self.attention is None else [self.attention]
         return [*compiled, *attention, *([] if self.workers is None else [f"workers{self.workers}"])]
 
     def deepspeed(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The DeepSpeed JSON: the user's own, with this stage and offload in place of its own."""
+        """Return the DeepSpeed JSON: the user's, with this candidate's stage and offload."""
         zero = {key: value for key, value in given.get("zero_optimization", {}).items() if key not in SECTIONS["all"]}
         for section in SECTIONS[self.offload]:
             theirs = given.get("zero_optimization", {}).get(section) or {}
@@ -92,7 +92,7 @@ class Candidate:
         return {**given, "zero_optimization": {**zero, "stage": self.stage}}
 
     def overrides(self, file: Path) -> list[str]:
-        """Those that make a configuration this candidate; `file` holds its DeepSpeed JSON."""
+        """Return the overrides that turn a configuration into this candidate; `file` has its DeepSpeed JSON."""
         return [
             configuration.override("deepspeed.config", file),
             "deepspeed.stage=null",
@@ -105,8 +105,8 @@ class Candidate:
 
 
 def load_dividing(file: str, overrides: list[str], processes: int) -> Config:
-    """The configuration; where its micro batch does not divide over the processes, with the next smaller that does,
-    which is added to the overrides. Raises ValueError where none does."""
+    """Return the configuration. Where its micro batch does not divide over the processes, the next smaller one that
+    does is used and added to the overrides. Raises ValueError where none does."""
     config = configuration.load(file, overrides)
     own, batch = config.train.micro_batch_size, config.train.global_batch_size
     repeats = config.data.repeated_augmentation
@@ -124,7 +124,7 @@ def current_candidate(config: Config, process: ProcessInfo) -> Candidate:
 
 
 def ways_of(first: Candidate, stages: list[int], offloads: list[str]) -> list[Candidate]:
-    """Every way that can be, with the micro batch of the first candidate. Raises ValueError where there is none."""
+    """Return all valid ways, with the micro batch of the first candidate. Raises ValueError where there is none."""
     found = [
         Candidate(stage, offload, first.micro, checkpointing)
         for offload, checkpointing, stage in itertools.product(
@@ -138,7 +138,7 @@ def ways_of(first: Candidate, stages: list[int], offloads: list[str]) -> list[Ca
 
 
 def check_micros(config: Config, processes: int, micros: list[int]) -> None:
-    """Raises ValueError for a micro batch that does not divide a process's share of the batch."""
+    """Raise ValueError for a micro batch that does not divide a process's share of the batch."""
     share, repeats = config.train.global_batch_size // processes, config.data.repeated_augmentation
     for micro in micros:
         if micro < 1 or share % micro or micro % repeats:
@@ -151,13 +151,14 @@ def check_micros(config: Config, processes: int, micros: list[int]) -> None:
 
 
 def micro_batches(config: Config, processes: int) -> list[int]:
-    """All that divide a process's share of the batch, ascending."""
+    """Return all divisors of a process's share of the batch that are valid micro batches, ascending."""
     share = config.train.global_batch_size // processes
     return [m for m in range(1, share + 1) if share % m == 0 and m % config.data.repeated_augmentation == 0]
 
 
 def variants(config: Config, on_gpu: bool) -> list[dict[str, Any]]:
-    """What changes speed alone. On a CPU compilation takes longer than a trial, and there is one kernel."""
+    """Return changes that affect speed only. On a CPU compilation takes longer than a trial, and there is one
+    kernel."""
     found: list[dict[str, Any]] = []
     if on_gpu:
         found.append({"compile": not config.model.compile})
@@ -169,7 +170,7 @@ def variants(config: Config, on_gpu: bool) -> list[dict[str, Any]]:
 
 
 def obstacle(need: Footprint, processes: int, device: float | None, host: float) -> str | None:
-    """Why arithmetic says that a candidate cannot fit. device: a GPU's bytes, None on a CPU; host: free bytes."""
+    """Return why a candidate cannot fit by arithmetic. device: bytes of a GPU, None on a CPU; host: free bytes."""
     on_host = processes * (need.on_cpu if device is None else need.host)
     if device is not None and need.device > device:
         return f"needs {need.device / GIB:.1f} GiB a GPU, which has {device / GIB:.1f}"
@@ -179,7 +180,7 @@ def obstacle(need: Footprint, processes: int, device: float | None, host: float)
 
 
 class Run(Protocol):
-    """Processes of a trial, from the beginning of a `with` to its end: LocalRun or StepRun."""
+    """Processes of a trial, within a `with` statement: LocalRun or StepRun."""
 
     def __enter__(self) -> Any: ...
 
@@ -192,11 +193,11 @@ class Run(Protocol):
 
 @dataclass
 class Trial:
-    """Some steps of one candidate, by the processes of `tgm-scale pretrain` that `run` starts; their output is in
-    output.log of the folder, their run folder in `run`.
+    """A few steps of one candidate, by the `tgm-scale pretrain` processes that `run` starts; the folder has their
+    output in output.log, and their run folder in `run`.
 
-    keep_free: bytes; where this host has less left, the trial is ended as one that ran out of memory. patience:
-    seconds without a step after which it hangs. until: of time.monotonic(), when it is cut off."""
+    keep_free: bytes; if this host has less left, the trial ends as out of memory. patience: seconds without a step
+    after which it counts as hung. until: deadline on time.monotonic()."""
 
     run: Run
     folder: Path
@@ -207,7 +208,7 @@ class Trial:
     until: float = math.inf
 
     def outcome(self, report: Callable[[str], None]) -> dict[str, Any] | None:
-        """'ran' with its figures, 'out of memory', 'hung', or 'failed'; None where the time was over."""
+        """Return 'ran' with its figures, 'out of memory', 'hung', or 'failed'; None where the time was over."""
         peak, starved = 0, False
         last, since = -1, time.monotonic()
         with self.run:
@@ -219,14 +220,14 @@ class Trial:
                     return None
                 if now > since + self.patience:
                     hung = {"outcome": "hung", "why": f"no step in {self.patience:g} s after step {made}"}
-                    return _short_of_memory(self._log()) or hung  # after which a rank may hang in its own end
+                    return _short_of_memory(self._log()) or hung  # after which a rank may hang on exit
                 peak = max(peak, self._peak())
                 if starved := memory.free_bytes() < self.keep_free:
                     break
             if self._rows() < self.steps and not starved:
-                time.sleep(1)  # for the others' last words
+                time.sleep(1)  # for the other processes' last output
             codes = self.run.codes()
-        # all figures are there: the checkpoint at the end of a run is not wanted
+        # all figures are complete: the checkpoint at the end of a run is not needed
         if starved:
             return {"outcome": "out of memory", "why": f"under {self.keep_free / GIB:.1f} GiB of the host's were left"}
         if self._rows() < self.steps:
@@ -246,10 +247,10 @@ class Trial:
         return (self.folder / "output.log").read_text(errors="replace", encoding="utf-8")
 
     def _peak(self) -> int:
-        """Bytes of the largest process on this host, by the heartbeats."""
+        """Return the bytes of the largest process on this host, by the heartbeats."""
         peak = 0
         for file in (self.folder / "run" / "ranks").glob("[0-9]*"):
-            with suppress(OSError, ValueError):  # being replaced
+            with suppress(OSError, ValueError):  # the file is being replaced
                 beat = json_object(file)
                 if beat["host"] == platform.node():
                     peak = max(peak, memory.peak_resident_bytes(beat["pid"]))
@@ -260,15 +261,15 @@ class Trial:
         return len(read_metrics(file.parent)) if file.is_file() else 0
 
     def _steps_made(self) -> Iterator[int]:
-        """How many, again and again, until there are enough or a process has ended."""
+        """Yield the number of steps so far, repeatedly, until it suffices or a process has ended."""
         while (made := self._rows()) < self.steps and not self.run.ended():
             yield made
             time.sleep(_LOOK)
 
 
 def failure(codes: list[int | None], log: str) -> dict[str, Any]:
-    """Out of memory by torch's message or the kernel's kill, a hang by the run's own watchdog, or another failure with
-    the last line of the output. codes: as Python has them or as a shell does."""
+    """Classify a failure: out of memory by torch's message or the kernel's kill, a hang by the run's watchdog, or
+    another one with the last line of the output. codes: as in Python or in a shell."""
     if {-signal.SIGKILL, 128 + signal.SIGKILL} & set(codes):
         return {"outcome": "out of memory", "why": "a process was killed, as the kernel does where memory is short"}
     lines = [line for line in log.splitlines() if line.strip()]
@@ -289,15 +290,15 @@ def _short_of_memory(log: str) -> dict[str, Any] | None:
 
 
 def loss_difference(losses: list[float], reference: list[float]) -> float:
-    """The largest relative difference of two runs' losses."""
+    """Return the largest relative difference between two runs' losses."""
     return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(losses, reference, strict=True))
 
 
 def json_of(config: Config) -> dict[str, Any]:
-    """The user's own DeepSpeed JSON, if there is one."""
+    """Return the user's own DeepSpeed JSON, or {} without one."""
     return json_object(Path(config.deepspeed.config)) if config.deepspeed.config else {}
 
 
 def words(file: str, overrides: list[str]) -> list[str]:
-    """Of a trial's command, behind the python's own name."""
+    """Return the arguments of a trial's command, after the name of python."""
     return ["-m", "tgm_scale", "pretrain", "--config", file, *overrides]

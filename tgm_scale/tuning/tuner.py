@@ -1,4 +1,4 @@
-"""Find the fastest way to run a configuration that fits: ZeRO stage, offload, micro batch, checkpointing."""
+"""Search for the fastest way to run a configuration that fits: ZeRO stage, offload, micro batch, checkpointing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tgm_scale.tuning.search import Search
 from tgm_scale.tuning.steps import StepRun
 from tgm_scale.tuning.trials import Candidate, Trial
 
-NOTHING_FITS = 4  # as the same command would find again: slurm/launch.sh does not start it again
+NOTHING_FITS = 4  # the same command would find this again, so slurm/launch.sh does not restart it
 
 
 class Tuner:
@@ -73,7 +73,7 @@ class Tuner:
             trials.variants(self.config, gpus > 0),
             self.outcomes,
         )
-        self.candidates: list[Candidate] = []  # those that were settled, in turn
+        self.candidates: list[Candidate] = []  # the candidates with an outcome, in order
         self.until = math.inf
         self.file = self.folder / "outcomes.jsonl"
 
@@ -99,7 +99,7 @@ class Tuner:
                         )
                         break
                     outcome = found
-                    if outcome["outcome"] != "left out":  # which is judged anew at every start
+                    if outcome["outcome"] != "left out":  # decided anew at every start
                         with self.file.open("a", encoding="utf-8") as stream:
                             stream.write(json.dumps({"name": candidate.name} | outcome) + "\n")
                 self.outcomes[candidate.name] = outcome
@@ -107,7 +107,7 @@ class Tuner:
         return self._print_results()
 
     def _claim(self) -> None:
-        """Make the folder, or recognise it. Raises ValueError where it holds trials of something else."""
+        """Create the folder, or recognise it. Raises ValueError where it holds trials of something else."""
         settings = {"config": tree_without_secrets(self.config.model_dump(mode="json")), "processes": self.processes}
         settings |= {"nodes": self.nodes}
         settings |= {"steps": self.options.steps, "warm": self.options.warm, "json": trials.json_of(self.config)}
@@ -119,7 +119,7 @@ class Tuner:
         replace_file(file, text)
 
     def _outcomes(self) -> dict[str, dict[str, Any]]:
-        """What earlier starts found, by candidate."""
+        """Return the outcomes of earlier starts, by candidate."""
         rows = json_lines(self.file) if self.file.is_file() else []
         refuse_damaged(list[trials.Line], rows, self.file, "move it away, or name another --dir")
         return {row["name"]: row for row in rows}
@@ -128,7 +128,8 @@ class Tuner:
         return [*self.options.overrides, *candidate.overrides(file)]
 
     def _skipped(self, candidate: Candidate) -> dict[str, Any] | None:
-        """An outcome without a trial: where a smaller micro batch ran out of memory, or arithmetic says no."""
+        """Return an outcome without a trial, where a smaller micro batch ran out of memory or arithmetic rules it
+        out."""
         for other in self.candidates:
             smaller = other.micro < candidate.micro and replace(other, micro=candidate.micro) == candidate
             if smaller and self.outcomes[other.name]["outcome"] in ("out of memory", "left out"):
@@ -147,14 +148,14 @@ class Tuner:
 
     def _write_json(self, candidate: Candidate) -> Path:
         folder = self.folder / candidate.name
-        shutil.rmtree(folder, ignore_errors=True)  # of a start that was stopped
+        shutil.rmtree(folder, ignore_errors=True)  # left by a start that was stopped
         folder.mkdir()
         file = folder / "deepspeed.json"
         replace_file(file, json.dumps(candidate.deepspeed(trials.json_of(self.config)), indent=2) + "\n")
         return file
 
     def _try(self, candidate: Candidate, report: Any) -> dict[str, Any] | None:
-        """A trial's outcome; None where the minutes are over."""
+        """Return a trial's outcome; None where the minutes are over."""
         if time.monotonic() > self.until:
             return None
         folder, options = self.folder / candidate.name, self.options
@@ -174,7 +175,7 @@ class Tuner:
         return outcome
 
     def _limit(self) -> int | None:
-        """Bytes that each process may ask for."""
+        """Return the memory limit of each process, bytes."""
         return None if self.options.limit is None else int(self.options.limit * trials.GIB)
 
     def _print_results(self) -> int:
@@ -225,7 +226,7 @@ class Tuner:
 
 
 def _numbers(option: str, text: str | None, known: range) -> list[int]:
-    """A comma-separated list; empty for none."""
+    """Return the numbers of a comma-separated list; empty for none."""
     words = text.split(",") if text else []
     for word in words:
         if not word.isdecimal() or int(word) not in known:

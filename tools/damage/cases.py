@@ -1,12 +1,11 @@
-"""One case of the drill, and its outcome: what is damaged and how, drawn by (seed, number), then whether a start on
-the damaged files ended as it must, by the undisturbed run.
+"""One case of the drill and its outcome: the damage, drawn by (seed, number), and whether a start on the damaged files
+ended as it must, compared with the undisturbed run.
 
-`same`: the weights of the undisturbed run to the bit. `left out`: other weights, and the run names every sample that
-changed; all other samples, and the steps without a changed one, are as before. `another`: a new run found a shard of
-another size or with other ends, which is another shard to it and is named, so the order of the samples is another;
-each sample is as before, or named. `unseen`: a sample of such a shard changed and is not named, since the index was
-built again, without sums. `refused`: exit code 2, with the damaged file or its folder named. Anything else is a
-failure."""
+`same`: the weights of the undisturbed run, bit for bit. `left out`: other weights, and the run names every changed
+sample; all other samples, and the steps without a changed one, are as before. `another`: a new run found a shard whose
+size or ends differ; to it this is another shard, which it names, so the order of the samples differs; each sample is
+as before, or named. `unseen`: a sample of such a shard changed and is not named, since the index was rebuilt without
+sums. `refused`: exit code 2, with the damaged file or its folder named. Anything else is a failure."""
 
 from __future__ import annotations
 
@@ -30,13 +29,13 @@ _TRACEBACK = "Traceback (most recent call last)"
 _CODE = re.compile(r"^exit code of (\w+): (-?\d+)$", re.M)
 PARTS = {"run": 0.5, "shards": 0.3, "tower": 0.2}
 KINDS: dict[str, dict[str, Kind]] = {"run": ANY, "shards": ANY | TARS, "tower": ANY}
-_ANEW = 0.4  # of the cases of a corpus: a new run, since a changed corpus ends the run before
+_ANEW = 0.4  # of the cases with a corpus: start a new run, since a changed corpus ends the existing one
 
 
 @dataclass
 class Case:
-    """What was damaged (`part`, and the files in it) and how; whether the run starts from the beginning (`anew`); the
-    outcome, and why it is wrong, if it is."""
+    """Damage (`part`, its files, and its kind); whether the run starts from the beginning (`anew`); the outcome, and
+    why it is wrong, if it is."""
 
     number: int
     part: str
@@ -51,7 +50,7 @@ class Case:
 
 
 def run_case(seed: int, number: int, folder: Path, expected: Reference) -> Case:
-    """Copy FOLDER/reference, damage it, start the command again and evaluate; a failed case's files are kept."""
+    """Copy FOLDER/reference, damage it, start the command again and evaluate; keep a failed case's files."""
     case, work = _made(seed, number, folder)
     commands = [reference.COMMAND, ["status", "run"]] if case.anew else [["check", "run"], reference.COMMAND]
     code = reference.start(work, commands, then=reference.write_clips if case.part == "shards" else None)
@@ -68,7 +67,7 @@ def _made(seed: int, number: int, folder: Path) -> tuple[Case, Path]:
     work = folder / f"case-{number:05d}"
     part = str(random.choice(list(PARTS), p=list(PARTS.values())))
     kinds = KINDS[part]
-    while True:  # a draw that can do nothing is drawn again
+    while True:  # a draw without effect is repeated
         removed(work)
         shutil.copytree(folder / "reference", work)
         case = Case(number, part, str(random.choice(list(kinds))), anew=part == "shards" and random.random() < _ANEW)
@@ -77,9 +76,9 @@ def _made(seed: int, number: int, folder: Path) -> tuple[Case, Path]:
         if named is None or _state(work / part) == before:
             continue
         if not (case.anew and case.kind == "files swapped" and all(name.endswith(".tar") for name in named)):
-            break  # shards that have exchanged their names are a whole corpus, another one
+            break  # shards that exchanged their names form a whole corpus, but another one
     case.files = named
-    if case.anew:  # the skip list is the run's
+    if case.anew:  # the skip list belongs to the run
         for path in (work / "run").iterdir():
             if path.name != "faults.json":
                 removed(path)
@@ -87,7 +86,7 @@ def _made(seed: int, number: int, folder: Path) -> tuple[Case, Path]:
 
 
 def _state(folder: Path) -> dict[str, tuple]:
-    """What may be damaged of a folder: modes, kinds and contents."""
+    """Return the state of a folder that damage can change: modes, kinds and contents."""
     found = {}
     for path in folder.rglob("*"):
         mode = path.lstat().st_mode
@@ -96,8 +95,8 @@ def _state(folder: Path) -> dict[str, tuple]:
 
 
 def evaluate(case: Case, code: int, work: Path, expected: Reference) -> tuple[str, str]:
-    """The outcome of a case whose start in the folder `work` ended with `code`, and why it is wrong ("" if it is
-    not)."""
+    """Return the outcome of a case whose start in the folder `work` ended with `code`, and why it is wrong ("" if it
+    is not)."""
     output = (work / reference.OUTPUT).read_text(errors="replace", encoding="utf-8")
     codes = {name: int(number) for name, number in _CODE.findall(output)}
     code = codes.get("pretrain", code)
@@ -150,7 +149,7 @@ def _unnamed(case: Case, output: str, codes: dict[str, int]) -> str:
 
 
 def _folders(part: str, file: str) -> list[str]:
-    """The folder of a file, where it says enough."""
+    """Return the folder of a file, where it identifies the file well enough."""
     parent = Path(file).parent
     if part == "run":
         return [] if parent == Path(".") else [f"run/{parent}"]
@@ -172,8 +171,8 @@ def _newly_named(work: Path, expected: Reference) -> set[str]:
 
 
 def _other_samples(work: Path, case: Case, others: set[str], expected: Reference, output: str) -> tuple[str, bool]:
-    """What is wrong with the samples of the corpus now: each must be as before, or named; and whether one of the
-    shards `others` is neither."""
+    """Return what is wrong with the corpus's samples, each of which must be as before, or named; and whether a sample
+    of the shards `others` is neither."""
     clips, skipped, unseen = reference.clips_of(work), _skipped(work), False
     output = "".join(line for line in output.splitlines(keepends=True) if not _OTHER_SHARD.search(line))
     gone = {Path(file).name for file in case.files if Path(file).name in output}
@@ -187,7 +186,7 @@ def _other_samples(work: Path, case: Case, others: set[str], expected: Reference
             unseen = True
         elif clips.get(name):
             return f"{name} is another, and is not named", False
-        elif name not in clips or case.anew:  # a run that resumes makes two steps, and need not reach it
+        elif name not in clips or case.anew:  # a resumed run makes two steps, and need not reach it
             return f"{name} is not used, and is not named", False
     shards = {Path(file).name.removesuffix(".tar") for file in case.files}
     known = set(expected.clips.values())
@@ -199,7 +198,7 @@ def _other_samples(work: Path, case: Case, others: set[str], expected: Reference
 
 
 def _other_steps(rows: dict[str, list[float]], work: Path, expected: Reference) -> str:
-    """Which steps had other clips, though none of theirs was left out."""
+    """Return which steps had other clips, though none of theirs was left out."""
     new = _newly_named(work, expected)
     touched = {step for key, steps in _skipped(work).items() if key in new for step in steps}
     first = reference.STEPS - reference.EVERY + 1

@@ -1,7 +1,7 @@
-"""Ways in which files are damaged by disks, copies, people and other programs.
+"""Kinds of damage to files, as by disks, copies, people and other programs.
 
-A kind takes a random generator and the folder that is damaged, does one thing to it, and returns the paths, relative
-to the folder, that a message may name; None where the folder has nothing that it could be done to."""
+A kind takes a random generator and a folder, damages one thing in it, and returns the paths, relative to the folder,
+that a message may name; None where the folder has nothing to damage in this way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Kind = Callable[[Random, Path], list[str] | None]
 
 _SUFFIXES = (".bak", "~", " (copy)", ".1", ".tmp", "2", ".partial", ".old")
 _FOREIGN = (".DS_Store", "Thumbs.db", "notes.txt", ".nfs000001", "core", "a b 'c'", "\u65e5\u672c", "step-abc", "-x")
-_RARE = {"owner": 0.2, "ranks": 0.5}  # folders whose files are met more seldom than others
+_RARE = {"owner": 0.2, "ranks": 0.5}  # folders whose files are chosen less often
 _AT_ONCE = 64  # bytes
 _NASTY: tuple[Any, ...] = (
     None, True, -1, 0, 1, 10**400, 1e308, float("nan"), "", "x", "../up", "/etc/passwd", [], {}, [None], {"a": 1},
@@ -50,7 +50,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _chosen(random: Random, folder: Path, suffixes: tuple[str, ...] = ()) -> Path | None:
-    """One of the files, those that are not empty; None where there is none."""
+    """Return one of the files that are not empty; None where there is none."""
     files = [path for path in _files(folder, suffixes) if path.stat().st_size]
     if not files:
         return None
@@ -69,7 +69,7 @@ def removed(path: Path) -> None:
 
 
 def _of_bytes(change: Callable[[Random, bytearray], None], *suffixes: str) -> Kind:
-    """A kind that changes the bytes of one file."""
+    """Return a kind that changes the bytes of one file."""
 
     def kind(random: Random, folder: Path) -> list[str] | None:
         if (path := _chosen(random, folder, suffixes)) is None:
@@ -118,7 +118,7 @@ def _ranges_swapped(random: Random, data: bytearray) -> None:
 
 
 def _line(random: Random, data: bytearray) -> None:
-    """A line of a text is lost, doubled, cut, moved, or two are one."""
+    """Delete, duplicate, cut or move a line of a text, or join two."""
     lines = data.split(b"\n")
     at, other = (int(i) for i in random.integers(0, len(lines), 2))
     match int(random.integers(5)):
@@ -136,13 +136,13 @@ def _line(random: Random, data: bytearray) -> None:
 
 
 def _places(tree: Any, path: tuple = ()) -> list[tuple]:
-    """The way to every value of a tree of JSON but the whole."""
+    """Return the path to every value within a JSON tree."""
     inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     return [place for key, value in inner for place in [(*path, key), *_places(value, (*path, key))]]
 
 
 def _changed(random: Random, tree: Any, drop: bool) -> Any:
-    """One value is another, or (`drop`) one field or element is not there."""
+    """Replace one value, or (`drop`) delete one field or element."""
     places = _places(tree)
     if not places:
         return _one(random, _NASTY)
@@ -174,7 +174,7 @@ def _of_json(drop: bool) -> Kind:
 
 
 def _headers(data: bytearray) -> list[int]:
-    """Where the headers of a whole tar's members stand."""
+    """Return the positions of the member headers in a whole tar."""
     found, at = [], 0
     while at + BLOCK <= len(data) and any(data[at : at + BLOCK]):
         found.append(at)
@@ -184,8 +184,8 @@ def _headers(data: bytearray) -> list[int]:
 
 
 def _of_header(change: Callable[[Random, bytes], tuple[int, bytes]]) -> Kind:
-    """A kind that changes a header of a tar. change: of a member's name, the place in the header and what is written
-    there. The header's sum is set as a program that wrote it would have."""
+    """Return a kind that changes a header of a tar. change: maps a member's name to a place in the header and the
+    bytes to write there. The header's checksum is set as a program writing it would."""
 
     def summed(random: Random, data: bytearray) -> None:
         at = _one(random, _headers(data))
@@ -198,7 +198,7 @@ def _of_header(change: Callable[[Random, bytes], tuple[int, bytes]]) -> Kind:
 
 
 def _key(random: Random, name: bytes) -> tuple[int, bytes]:
-    """The extension stays."""
+    """Replace the key of a member's name; the extension stays."""
     return 0, (_one(random, _KEYS).encode() + b"." + name.partition(b".")[2])[:100].ljust(100, b"\0")
 
 
@@ -218,7 +218,8 @@ def _files_swapped(random: Random, folder: Path) -> list[str] | None:
 
 
 def _of_entry(change: Callable[[Random, Path], Path | None]) -> Kind:
-    """A kind that does something to a file, or now and then a folder, as a whole; what it returns is named, too."""
+    """Return a kind that changes a file, or sometimes a folder, as a whole; the path `change` returns is named,
+    too."""
 
     def kind(random: Random, folder: Path) -> list[str] | None:
         folders = _folders(folder)
@@ -231,7 +232,7 @@ def _of_entry(change: Callable[[Random, Path], Path | None]) -> Kind:
 
 
 def _beside(random: Random, path: Path) -> Path:
-    """A name that programs and people give to copies, before or behind the ending."""
+    """Return a name as given to copies by programs and people, with a suffix before or after the extension."""
     suffix = _one(random, _SUFFIXES)
     return path.with_name(path.name + suffix if random.random() < 0.6 else path.stem + suffix + path.suffix)
 
@@ -242,7 +243,7 @@ def _copied(random: Random, path: Path) -> Path:
 
 
 def _replaced(random: Random, path: Path) -> None:
-    """Something else stands in its place: an empty folder, a file, a link that leads nowhere or to itself, a pipe."""
+    """Replace a path by something else: an empty folder, a file, a link to nowhere or to itself, a pipe."""
     removed(path)
     match int(random.integers(5)):
         case 0:

@@ -1,5 +1,5 @@
-"""What the drill damages: a small corpus, a tower, and a run of them; what an undisturbed run gives; and a start of
-the console command in a fork of this process, with its output in a file and a limit of time."""
+"""Objects of the drill: a small corpus, a tower, and a run on them; the results of an undisturbed run; and a start of
+the console command in a fork of this process, with its output in a file and a time limit."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from tgm_scale.runtime.outside.json_text import json_object
 CLIPS, A_SHARD, BROKEN, LEFT_OUT = 12, 4, 5, "00002/clip-9"
 STEPS, EVERY = 6, 2
 OUTPUT = "output.txt"
-LIMIT = 90.0  # seconds; a whole start takes 0.3. Whoever finds a damaged file in owner/ watches it for 15
+LIMIT = 90.0  # seconds; a whole start takes 0.3. A start with a damaged file in owner/ watches it for 15
 HANGS = -999
-_READ_ANYTHING = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: by which root is refused nothing
+_READ_ANYTHING = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: with them root may read and write anything
 CONFIG = f"""
 run: {{dir: run}}
 data: {{shards: shards, frames: 2, stride: 1, size: 32, workers: 0, max_skipped_share: 0.95, max_left_out_share: 0.95}}
@@ -54,8 +54,8 @@ COMMAND = ["pretrain", "--config", "config.yaml"]
 
 @dataclass(frozen=True)
 class Reference:
-    """Of the undisturbed run: the digest of the last checkpoint's tensors, by step (loss, digest of the data), by
-    sample the digest of its members (None where it cannot be used)."""
+    """Results of the undisturbed run: digest of the last checkpoint's tensors; by step (loss, digest of the data); by
+    sample the digest of its members (None where it is unusable)."""
 
     weights: str
     steps: dict[str, list[float]]
@@ -64,12 +64,12 @@ class Reference:
 
 def make(folder: Path) -> Reference:
     """Make FOLDER/{config.yaml, shards, tower, run}: the run as a kill leaves it before its last checkpoint is
-    whole."""
+    complete."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     shutil.copytree(SMALL_TOWERS, folder / "tower", copy_function=shutil.copy)
-    with ShardWriter(folder / "shards", A_SHARD) as writer:  # clips of 10 kB: most of a shard is not of its ends
+    with ShardWriter(folder / "shards", A_SHARD) as writer:  # clips of 10 kB: most of a shard is not in its ends
         for number in range(CLIPS):
             clip = render_clip(number, SyntheticSpec(size=160, frames=4))
             video = encode_video(clip.frames, 12)
@@ -89,7 +89,8 @@ def make(folder: Path) -> Reference:
 
 
 def read_reference(folder: Path) -> Reference:
-    """Of a run that ended well in FOLDER/run. Raises ValueError or OSError where it left no whole last checkpoint."""
+    """Return the results of a successful run in FOLDER/run. Raises ValueError or OSError without a whole last
+    checkpoint."""
     rows = {str(row["step"]): [row["loss"], row["data_digest"]] for row in read_metrics(folder / "run")}
     return Reference(weights_of(folder), rows, clips_of(folder))
 
@@ -97,7 +98,7 @@ def read_reference(folder: Path) -> Reference:
 def weights_of(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     reader = checkpoint.Reader(folders.folder_of(folder / "run" / "checkpoints", STEPS))
-    for name in reader.names():  # not the file's bytes: where memory is short they are written in another order
+    for name in reader.names():  # not the file's bytes, whose order differs where memory is short
         for part in ("weight", "exp_avg", "exp_avg_sq"):
             digest.update(name.encode() + reader.tensor(name, part).numpy().tobytes())
     return digest.hexdigest()
@@ -108,7 +109,7 @@ def clips_of(folder: Path) -> dict[str, str | None]:
 
 
 def write_clips() -> None:
-    """Write what a pass over the corpus here gives, by sample; None for one that cannot be used."""
+    """Write the digest of each sample in a pass over the corpus here; None for an unusable one."""
     config = load("config.yaml", [])
     plan = plan_pretraining(config, ProcessInfo(0, 1, 0, torch.device("cpu")))
     opened = open_corpora(config.data, plan.captions)
@@ -126,7 +127,7 @@ def write_clips() -> None:
 
 def warm() -> None:
     """Import and compute once what every start would: a start is then a fork of this process. The number of threads is
-    not set: a pool of them would not outlive the fork."""
+    not set: a thread pool would not survive the fork."""
     import deepspeed  # noqa: F401
 
     import tgm_scale.conversion.read
@@ -140,8 +141,8 @@ def warm() -> None:
 
 
 def start(folder: Path, commands: Sequence[Sequence[str]], then: Callable[[], None] | None = None) -> int:
-    """The exit code of the last of the commands, which run one after another in `folder`; HANGS where they took too
-    long. `then` runs in the same process if that code is 0. What they say is in FOLDER/output.txt, with the codes."""
+    """Run the commands one after another in `folder`, then `then` in the same process if the last exit code is 0.
+    Return that code, or HANGS where they took too long. Output and codes are in FOLDER/output.txt."""
     child = os.fork()
     if child == 0:
         _run(folder, commands, then)
@@ -172,7 +173,7 @@ def _run(folder: Path, commands: Sequence[Sequence[str]], then: Callable[[], Non
             print(f"exit code of {command[0]}: {code}", flush=True)
         if then is not None and code == 0:
             then()
-    except BaseException:  # as an interpreter does it
+    except BaseException:  # as an interpreter does
         traceback.print_exc()
         code = 1
     finally:
@@ -182,12 +183,12 @@ def _run(folder: Path, commands: Sequence[Sequence[str]], then: Callable[[], Non
 
 
 def _be_refused() -> None:
-    """Let root be refused what a file's mode refuses, as its owner is who is not root."""
+    """Drop root's privileges on file modes, so that it is refused like an ordinary owner."""
     if os.geteuid() != 0:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the call, this process
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; of capabilities 0 to 31, then of the others
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; for capabilities 0 to 31, then for the others
     if libc.capget(header, sets):
         raise OSError(ctypes.get_errno(), "capget")
     for capability in _READ_ANYTHING:

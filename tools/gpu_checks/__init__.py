@@ -1,1 +1,1 @@
-"""The parts of tools/gpu.py: what it tries on a machine with a GPU, in processes of their own, and what it tells."""
+"""Parts of tools/gpu.py: its checks on a machine with a GPU, each in its own processes, and its report."""

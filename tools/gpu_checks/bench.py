@@ -1,4 +1,4 @@
-"""What a row's check works with: sizes, its own folder, its log, and processes that cannot outlive its time limit."""
+"""Tools of a row's check: sizes, its own folder, its log, and processes that cannot outlive its time limit."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ROOT = Path(__file__).parents[2]
 _NAMES_AN_ERROR = re.compile(
     r"^(\[rank\d+\]: ?)?([\w.]*(Error|Exception|RunStopped|Diverged)\b|tgm-scale \w+( \w+)?:|FAILED)"
 )
-_MARK = "TGM_GPU_CHECK"  # variable by which all processes of a command are known
+_MARK = "TGM_GPU_CHECK"  # variable that identifies all processes of a command
 _MAY_DIE = 20.0  # seconds for a killed process to be gone
-_LOOK = 0.1  # seconds from one look at a process to the next
+_LOOK = 0.1  # seconds between checks of a process
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a row that worked has to say: one line, figures by name, and what could be better."""
+    """Result of a successful row: one line, figures by name, and possible improvements."""
 
     figure: str
     figures: dict[str, Any] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Found:
 
 
 class Failed(Exception):
-    """What docs promise did not work. remedy: what to do about it."""
+    """A promise of the docs is not kept. remedy: what to do about it."""
 
     def __init__(self, reason: str, remedy: str = "", figures: dict[str, Any] | None = None):
         super().__init__(reason)
@@ -47,16 +47,16 @@ class Failed(Exception):
 
 
 class OutOfMemory(Failed):
-    """A process had not enough memory, the device's or the host's."""
+    """A process ran out of memory, the device's or the host's."""
 
 
 class Skipped(Exception):
-    """What cannot be tried here, and why."""
+    """The row cannot be tried here; the message says why."""
 
 
 class Process:
-    """A command in a session of its own, writing to the row's log; a context manager at whose end nothing of it is
-    left. stopped: set where all of the row is to end."""
+    """Command in a session of its own, writing to the row's log; a context manager at whose end none of its processes
+    is left. stopped: set when the whole row is to end."""
 
     def __init__(
         self, command: Sequence[str], log: Path, deadline: float, environment: dict[str, str], stopped: Event
@@ -104,14 +104,14 @@ class Process:
         time.sleep(_LOOK)
 
     def kill(self) -> None:
-        """SIGKILL to all of its processes, as a lost node ends."""
+        """Send SIGKILL to all of its processes, as when a node is lost."""
         end = time.monotonic() + _MAY_DIE
-        while left := _marked(self._mark):  # until none has been born meanwhile
+        while left := _marked(self._mark):  # until none was started meanwhile
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if time.monotonic() > end:
-                break  # one that waits for a dead device cannot even be killed
+                break  # one that waits for a dead device cannot be killed
             time.sleep(_LOOK)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_LOOK)
@@ -124,12 +124,12 @@ class Process:
 
 
 def _marked(mark: str) -> list[int]:
-    """The processes that still run and began with this variable. Not those of a session, of a group or below a
-    parent: torchrun gives each rank a session of its own, ninja each compiler a group, and parents die first."""
+    """Return the running processes that started with this variable. Sessions, groups or parents do not suffice:
+    torchrun gives each rank its own session, ninja each compiler a group, and parents die first."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended, or is another user's
-            # what has ended and was not yet waited for has none
+        with contextlib.suppress(OSError):  # the process has ended, or belongs to another user
+            # one that has ended and was not yet waited for has an empty environment
             if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
     return found
@@ -137,11 +137,11 @@ def _marked(mark: str) -> list[int]:
 
 @dataclass
 class Bench:
-    """One row's place to work.
+    """Workplace of one row.
 
-    inputs: folder of what all rows share; folder: the row's own, empty; deadline: on time.monotonic's clock;
-    gpus: what gpu_checks.card.look says of each; earlier: figures of rows that worked, by name; stopped: ends what
-    its threads run."""
+    inputs: folder shared by all rows; folder: the row's own, empty; deadline: on time.monotonic; gpus: facts of
+    gpu_checks.card.look on each; earlier: figures of successful rows, by name; stopped: ends the processes of its
+    threads."""
 
     scale: Scale
     inputs: Path
@@ -153,7 +153,8 @@ class Bench:
     stopped: Event = field(default_factory=Event)
 
     def start(self, command: Sequence[str], **variables: str) -> Process:
-        """A command in the environment of the rows: `variables` are set, and no GPU is seen where none is wanted."""
+        """Start a command in the rows' environment, with `variables` set, and GPUs hidden where the device is a
+        CPU."""
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **variables}
         paths = [str(ROOT), str(ROOT / "tools"), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
@@ -162,7 +163,7 @@ class Bench:
         return Process(command, self.log, self.deadline, environment, self.stopped)
 
     def python(self, *arguments: str, **variables: str) -> str:
-        """Run `python ARGUMENTS` to its end and return what it said. Raises Failed where its exit code is not 0."""
+        """Run `python ARGUMENTS` to its end and return its output. Raises Failed where its exit code is not 0."""
         with self.start([sys.executable, *arguments], **variables) as process:
             code, output = process.wait(), process.output()
         if code:
@@ -174,14 +175,15 @@ class Bench:
             print(text, file=stream)
 
     def measured(self, module: str, *arguments: str) -> dict[str, Any]:
-        """The figures that a module of gpu_checks, run as a program, writes to the file named by --json."""
+        """Return the figures that a module of gpu_checks, run as a program, writes to the file named by --json."""
         file = self.folder / f"{module}.json"
         self.python("-m", f"gpu_checks.{module}", "--device", self.scale.device, "--json", str(file), *arguments)
         return json_object(file)
 
 
 def failure(code: int, output: str) -> Failed:
-    """The error for a process that ended with `code`, from what it said: memory, or the last that names an error."""
+    """Return the error for a process that ended with `code`, by its output: memory, or the last line naming an
+    error."""
     what = trials.failure([code], output)
     if what["outcome"] == "out of memory":
         return OutOfMemory(what["why"], "free memory of the device, or take a smaller micro batch")

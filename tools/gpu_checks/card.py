@@ -1,5 +1,5 @@
-"""What the GPUs here are, whether they can be used, and by whom else they are. `python -m gpu_checks.card` is the look
-itself, in a process of its own: it takes some of a GPU's memory for as long as it lives."""
+"""Facts on the GPUs here, whether they are usable, and who else uses them. `python -m gpu_checks.card` collects them
+in its own process, which occupies some of a GPU's memory as long as it lives."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-BUSY_GB = 1.5  # in use beside our own context of about 0.5 GB
+BUSY_GB = 1.5  # in use besides our own context of about 0.5 GB
 CPU_INSTEAD = "`--device cpu` runs the same rows at tiny size without one; that proves the code, and nothing of a GPU"
 
 
 def look() -> dict[str, Any]:
-    """Facts about torch, the driver and every GPU that is visible to this process."""
+    """Return facts about torch, the driver and every GPU that is visible to this process."""
     import torch
 
     facts: dict[str, Any] = {
@@ -43,7 +43,7 @@ def _gpu(index: int) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(index)
     free, total = torch.cuda.mem_get_info(index)
     probe = torch.ones(64, 64, device=f"cuda:{index}")
-    assert float((probe @ probe).sum()) == 64.0**3  # a card that this torch has no kernels for says so here
+    assert float((probe @ probe).sum()) == 64.0**3  # fails on a card for which this torch has no kernels
     return {
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
@@ -54,7 +54,7 @@ def _gpu(index: int) -> dict[str, Any]:
 
 
 def driver_cuda() -> str | None:
-    """The newest CUDA that the driver speaks, also where it is too old for this torch; None without a driver."""
+    """Return the newest CUDA that the driver supports, even if too old for this torch; None without a driver."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -66,7 +66,7 @@ def driver_cuda() -> str | None:
 
 
 def users_of(uuid: str) -> list[str]:
-    """Processes that use a GPU, as nvidia-smi names them; in a container it may see none."""
+    """Return the processes that use a GPU, as nvidia-smi names them; in a container it may see none."""
     rows = [row.split(", ") for row in _smi("--query-compute-apps=gpu_uuid,pid,process_name,used_memory")]
     own = str(os.getpid())
     return [f"{name} (pid {pid}, {used})" for gpu, pid, name, used in rows if uuid and uuid in gpu and pid != own]
@@ -84,7 +84,7 @@ def _smi(query: str) -> list[str]:
 
 
 def obstacle(facts: dict[str, Any]) -> str | None:
-    """Why no GPU can be used here, and what to do; None where one can."""
+    """Return why no GPU is usable here, and the remedy; None where one is."""
     if facts["built_for"] is None:
         return f'torch {facts["torch"]} is built without CUDA: install one with it (pytorch.org, "Get started")'
     if facts["error"] is None and facts["gpus"]:
@@ -105,7 +105,7 @@ def obstacle(facts: dict[str, Any]) -> str | None:
 
 
 def busy(gpus: list[dict[str, Any]]) -> list[str]:
-    """A line for each GPU that others use."""
+    """Return a line for each GPU that others use."""
     lines = []
     for index, gpu in enumerate(gpus):
         if gpu["in_use_gb"] > BUSY_GB or gpu["users"]:

@@ -1,4 +1,4 @@
-"""`tgm-scale` with torch's deterministic kernels, or an error that names the operation that has none.
+"""`tgm-scale` with torch's deterministic kernels, or an error that names an operation without one.
 
 python -m gpu_checks.deterministic pretrain --config ..."""
 

@@ -1,4 +1,4 @@
-"""What the rows share: shards of moving texture, a CLIP of random weights."""
+"""Inputs shared by the rows: shards of moving texture, a CLIP with random weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tgm_scale.runtime.files import making
 
 
 def make(scale: Scale, folder: Path) -> None:
-    """Both, as far as they are not there."""
+    """Make both where they are missing."""
     from tgm_scale.benchmarks.clips import make_shards
     from tgm_scale.benchmarks.towers import random_clip
 

@@ -1,4 +1,4 @@
-"""The rate of a device's own matrix products: what a model's use of it is compared with."""
+"""Rate of a device's own matrix products, the reference for a model's utilisation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tgm_scale.benchmarks.against import matrix_rate
 
 
 def tflops(device: torch.device, side: int) -> float:
-    """Of square bf16 matrices, 10^12 FLOP/s."""
+    """Return the rate for square bf16 matrices, 10^12 FLOP/s."""
     return matrix_rate("bf16", device, side) / 1e12
 
 

@@ -1,4 +1,4 @@
-"""Rows beside the pretraining runs: the card, the tests, preflight, several GPUs, data, masks, the demo."""
+"""Rows other than the pretraining runs: the card, the tests, preflight, several GPUs, data, masks, the demo."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from gpu_checks.pretraining import (
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.rendezvous import SHARED_GPU
 
-NOT_PINNED = "cannot be pinned"  # as data.shared_memory warns, once
-DATA_WAIT = 0.1  # of a step: above it the loader is what a run waits for
+NOT_PINNED = "cannot be pinned"  # in a warning that data.shared_memory prints once
+DATA_WAIT = 0.1  # share of a step: above it a run waits for the loader
 
 
 def inputs(bench: Bench) -> Found:
-    """Shards of moving texture and a CLIP of random weights, for all rows."""
+    """Make shards of moving texture and a CLIP with random weights, for all rows."""
     bench.python("-m", "gpu_checks.inputs", "--device", bench.scale.device, "--folder", str(bench.inputs))
     size = sum(file.stat().st_size for file in bench.inputs.rglob("*") if file.is_file())
     return Found(f"{bench.scale.clips} clips, a CLIP of {bench.scale.towers} shape, {size / 1e6:.0f} MB")
 
 
 def card(bench: Bench) -> Found:
-    """The GPUs as they are, and the rate of the first one's own matrix products."""
+    """Report the GPUs, and the rate of the first one's own matrix products."""
     figures = bench.measured("matrix")
     words, remedy = [f"bf16 products at {figures['matrix_tflops']:.4g} TFLOP/s"], ""
     if bench.scale.device == "cuda":
@@ -48,7 +48,7 @@ def card(bench: Bench) -> Found:
 
 
 def tests(bench: Bench) -> Found:
-    """The tests marked `gpu`, on the device."""
+    """Run the tests marked `gpu` on the device."""
     report = bench.folder / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}"]
     wanted = "1" if bench.scale.device == "cuda" else "cpu"
@@ -82,7 +82,7 @@ def preflight(bench: Bench) -> Found:
 
 
 def several(bench: Bench) -> Found:
-    """All visible GPUs over NCCL by torchrun (on a CPU two processes over gloo), beside one process with the same
+    """Compare all visible GPUs over NCCL by torchrun (on a CPU two processes over gloo) with one process at the same
     global batch: the same clips and masks, and losses as close as bf16 allows."""
     count = len(bench.gpus) if bench.scale.device == "cuda" else 2
     if count < 2:
@@ -103,7 +103,7 @@ def several(bench: Bench) -> Found:
 
 
 def shared_gpu(bench: Bench) -> Found:
-    """Two ranks that are given one GPU: refused before anything starts, not left to hang."""
+    """Check that two ranks given one GPU are refused before anything starts, instead of hanging."""
     if bench.scale.device != "cuda":
         raise Skipped("needs a GPU")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -115,7 +115,7 @@ def shared_gpu(bench: Bench) -> Found:
 
 
 def refused(code: int, output: str, run_dir: Path) -> Found:
-    """What `shared_gpu` finds of its processes: the verdict of their rendezvous, in its words, and no step."""
+    """Return the result of `shared_gpu`: the message of the rendezvous, and no step. Raises Failed otherwise."""
     if code == 0 or (run_dir / "metrics.jsonl").exists():
         raise Failed("two ranks trained on one GPU")
     told = [line for line in output.splitlines() if SHARED_GPU in line]
@@ -125,8 +125,8 @@ def refused(code: int, output: str, run_dir: Path) -> Found:
 
 
 def data(bench: Bench) -> Found:
-    """Clips from shards through worker processes into the device's memory, beside a step that asks for the most of
-    them a second."""
+    """Measure clips from shards through worker processes into device memory, with the step that needs the most clips
+    per second."""
     workers = max(bench.scale.workers, 1)
     micro = bench.earlier.get("vitb-tube", {}).get("micro_batch", bench.scale.micro)
     rows = pretrain(bench, "run", "B", micro, 2 * bench.scale.steps, *TUBE, f"data.workers={workers}")
@@ -144,7 +144,7 @@ def data(bench: Bench) -> Found:
 
 
 def masks(bench: Bench) -> Found:
-    """Every recipe's maps and mask beside a training step: tgm-scale benchmark masking."""
+    """Measure every recipe's maps and mask relative to a training step: tgm-scale benchmark masking."""
     file = bench.folder / "masking.json"
     clips, turns = (32, 3) if bench.scale.device == "cuda" else (2, 1)
     options = ["--config", config_of("B"), "--clips", str(clips), "--turns", str(turns)]
@@ -157,7 +157,7 @@ def masks(bench: Bench) -> Found:
 
 
 def demo(bench: Bench) -> Found:
-    """The demo's short form: corpus, runs, figures, export and report."""
+    """Run the demo's short form: corpus, runs, figures, export and report."""
     folder = bench.folder / "demo"
     bench.python("tools/demo.py", "--dir", str(folder), *bench.scale.demo)
     if not (folder / "report.html").is_file():
@@ -167,7 +167,7 @@ def demo(bench: Bench) -> Found:
 
 
 def versus(bench: Bench) -> Found:
-    """The speed of our step beside transformers.VideoMAEForPreTraining's, eager and compiled, on the same work."""
+    """Compare our step's speed with transformers.VideoMAEForPreTraining's, eager and compiled, on the same work."""
     figures = bench.measured("versus")
     words = [f"{name}: {figures[f'{name}_ratio']:.2f} times its speed" for name in ("eager", "compiled")]
     words.append(f"MFU {figures['mfu_eager']:.0%} and {figures['mfu_compiled']:.0%} of its own matrix rate")

@@ -18,7 +18,7 @@ from tgm_scale.tuning.trials import LOSS_TOLERANCE, loss_difference
 if TYPE_CHECKING:
     from tgm_scale.planning.cost import Cost
 
-PROMISED_GB = 79  # a card of the size that configs/pretrain_vit*.yaml name (80 GB) holds their micro batch
+PROMISED_GB = 79  # a card of the size in configs/pretrain_vit*.yaml (80 GB) holds their micro batch
 GUIDED = ("masking.recipe=text_guided", "masking.mask_ratio=0.6")
 TUBE = ("masking.recipe=tube", "masking.mask_ratio=0.9", "objective.contrastive_weight=0")
 
@@ -28,7 +28,7 @@ def config_of(size: str) -> str:
 
 
 def overrides(bench: Bench, run_dir: Path, micro: int, steps: int, *own: str) -> list[str]:
-    """Those of every run here: one micro step of `micro` clips a step, a row of metrics each, no TensorBoard."""
+    """Return the overrides of every run here: one micro step of `micro` clips per step, no TensorBoard."""
     return [
         *bench.scale.model,
         f"run.dir={run_dir}",
@@ -49,7 +49,7 @@ def pretrain_command(size: str, words: Sequence[str]) -> list[str]:
 
 
 def pretrain(bench: Bench, name: str, size: str, micro: int, steps: int, *own: str) -> list[dict[str, Any]]:
-    """The metrics of one run in the row's folder. Its checkpoint is written and removed: ViT-L's are 4 GB."""
+    """Return the metrics of one run in the row's folder. Its checkpoint is removed after writing: ViT-L's are 4 GB."""
     run_dir = bench.folder / name
     bench.python(*pretrain_command(size, overrides(bench, run_dir, micro, steps, *own)))
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
@@ -57,7 +57,7 @@ def pretrain(bench: Bench, name: str, size: str, micro: int, steps: int, *own: s
 
 
 def checked(run_dir: Path, steps: int) -> list[dict[str, Any]]:
-    """A run's metrics. Raises Failed where a step is missing or a loss is no number."""
+    """Return a run's metrics. Raises Failed where a step is missing or a loss is not a number."""
     rows = read_metrics(run_dir)
     if [row["step"] for row in rows] != list(range(1, steps + 1)):
         raise Failed(f"{len(rows)} steps in metrics.jsonl, wanted {steps}")
@@ -68,7 +68,7 @@ def checked(run_dir: Path, steps: int) -> list[dict[str, Any]]:
 
 
 def largest(bench: Bench, size: str, steps: int, *own: str) -> tuple[int, list[dict[str, Any]]]:
-    """The micro batch that fits, found by halving from the configuration's, and the metrics with it."""
+    """Return the largest micro batch that fits, by halving the configuration's, and the metrics with it."""
     micro = bench.scale.micro
     while True:
         try:
@@ -86,7 +86,8 @@ def largest(bench: Bench, size: str, steps: int, *own: str) -> tuple[int, list[d
 def figures_of(
     bench: Bench, size: str, micro: int, rows: list[dict[str, Any]], *own: str, processes: int = 1
 ) -> dict[str, Any]:
-    """Speed, shares, memory of a rank and MFU of a run of `micro` clips a step: medians after its first few steps."""
+    """Return speed, shares, memory per rank and MFU of a run of `micro` clips per step: medians after its first
+    steps."""
     kept = rows[bench.scale.warm :]
     step = median(row["step_seconds"] for row in kept)
     working = median(row["step_seconds"] - row["data_seconds"] for row in kept)
@@ -110,7 +111,7 @@ def figures_of(
 
 
 def planned(bench: Bench, size: str, micro: int, *own: str, processes: int = 1) -> Cost:
-    """What the planner counts of a run."""
+    """Return the planner's costs of a run."""
     from tgm_scale import config as configuration
     from tgm_scale.planning.cost import CostQuery, cost_of
 
@@ -119,12 +120,12 @@ def planned(bench: Bench, size: str, micro: int, *own: str, processes: int = 1) 
 
 
 def memory(rows: list[dict[str, Any]], cost: Cost) -> dict[str, float]:
-    """GB of a GPU at its most, measured and planned; empty on a CPU."""
+    """Return the peak GB of a GPU, measured and planned; empty on a CPU."""
     from tgm_scale.planning.cost import device_bytes
 
     if "device_memory_gb" not in rows[-1]:
         return {}
-    most = device_bytes(cost, cost.passes == 4)  # the fourth pass is checkpointing's
+    most = device_bytes(cost, cost.passes == 4)  # the fourth pass is due to checkpointing
     return {"peak_memory_gb": round(rows[-1]["device_memory_gb"], 2), "planned_memory_gb": round(most / 1e9, 2)}
 
 
@@ -144,7 +145,7 @@ def shown(figures: dict[str, Any]) -> str:
 
 
 def speed(bench: Bench, size: str, *own: str) -> Found:
-    """A run as the configuration has it, at the micro batch that fits."""
+    """Measure a run as configured, at the micro batch that fits."""
     micro, rows = largest(bench, size, bench.scale.steps, *own)
     figures = figures_of(bench, size, micro, rows, *own)
     remedy = ""
@@ -156,8 +157,8 @@ def speed(bench: Bench, size: str, *own: str) -> Found:
 
 
 def variant(bench: Bench, baseline: str, *own: str, same_masks: bool = True) -> Found:
-    """The guided ViT-B run with something changed that must not change its curve, compared with the row `baseline`,
-    whose losses it keeps within what bf16 allows, and whose clips and masks it has."""
+    """Compare the guided ViT-B run under a change that must not affect its curve with the row `baseline`: losses
+    within the tolerance of bf16, and equal clips and masks."""
     base = bench.earlier.get(baseline, {})
     micro = base.get("micro_batch", bench.scale.micro)
     rows = pretrain(bench, "run", "B", micro, bench.scale.steps, *GUIDED, *own)
@@ -171,7 +172,7 @@ def variant(bench: Bench, baseline: str, *own: str, same_masks: bool = True) -> 
 
 
 def compare(figures: dict[str, Any], base: dict[str, Any], baseline: str, same_masks: bool = True) -> None:
-    """Raises Failed where two runs of the same clips part by more than bf16 allows."""
+    """Raise Failed where two runs on the same clips differ by more than bf16 allows."""
     figures["losses_apart"] = loss_difference(figures["losses"], base["losses"])
     if same_masks and figures["data_digests"] != base["data_digests"]:
         raise Failed(f"other clips or masks than row {baseline}", "tgm-scale compare of the two runs", figures)
@@ -184,7 +185,7 @@ def compare(figures: dict[str, Any], base: dict[str, Any], baseline: str, same_m
 
 
 def flash(bench: Bench) -> Found:
-    """flash-attn's kernels instead of torch's, where they import: to find the package is no proof."""
+    """Compare flash-attn's kernels with torch's, where they import: an installed package is no proof."""
     with bench.start([sys.executable, "-c", "import flash_attn; print(flash_attn.__version__)"]) as process:
         if process.wait():
             raise Skipped(f"flash-attn does not import here: {failure(1, process.output())}")
@@ -192,7 +193,7 @@ def flash(bench: Bench) -> Found:
 
 
 def zero(bench: Bench, stage: int, offload: str = "none") -> Found:
-    """A ViT-B run of two micro steps a step at one ZeRO stage, beside the same at stage 0."""
+    """Compare a ViT-B run with two micro steps per step at one ZeRO stage with the same at stage 0."""
     device = {"device": "cpu", "pin_memory": True}
     sections = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}[
         offload

@@ -1,4 +1,4 @@
-"""The summary as one HTML file that needs nothing beside it."""
+"""The summary as a self-contained HTML file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that kill a run and resume it: with bf16 within what bf16 allows, deterministic fp32 to the last bit."""
+"""Rows that kill and resume a run: in bf16 within its tolerance, in deterministic fp32 to the last bit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.tuning.trials import LOSS_TOLERANCE, loss_difference
 
 STEPS, EVERY = 8, 3  # the run is killed after its first checkpoint and before its end
-# cuBLAS is deterministic with a workspace of its own (torch.use_deterministic_algorithms)
+# cuBLAS is deterministic with its own workspace (torch.use_deterministic_algorithms)
 DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONHASHSEED": "0"}
 NO_SUCH_KERNEL = "does not have a deterministic implementation"
 
 
 def bf16(bench: Bench) -> Found:
-    """ViT-B as configured, killed after a checkpoint; the same command resumes."""
+    """Kill ViT-B as configured after a checkpoint, and resume it with the same command."""
     once, again = _pair(bench, ["-m", "tgm_scale"], bench.scale.few, GUIDED, {})
     losses = [[row["loss"] for row in checked(run, STEPS)] for run in (once, again)]
     clips = [[row["data_digest"] for row in checked(run, STEPS)] for run in (once, again)]
@@ -45,15 +45,16 @@ def bf16(bench: Bench) -> Found:
 
 
 def exact(bench: Bench) -> Found:
-    """A tiny model in fp32 with deterministic kernels at each ZeRO stage that allows it: equal to the last bit."""
-    reports = at_once(bench, _at_stage, bench.scale.exact_stages)  # their starts cost more than their work
+    """Check a tiny model in fp32 with deterministic kernels, at each ZeRO stage that allows it: equal to the last
+    bit."""
+    reports = at_once(bench, _at_stage, bench.scale.exact_stages)  # start-up takes longer than the work
     figures = {f"stage_{stage}": report for stage, report in zip(bench.scale.exact_stages, reports)}
     return Found(f"equal to the last bit at ZeRO {', '.join(map(str, bench.scale.exact_stages))}", figures)
 
 
 def at_once(bench: Bench, check: Callable[[Bench, int], str], stages: Sequence[int]) -> list[str]:
-    """What `check` says of each stage, all at the same time. Raises what one of them raised once all have ended: a
-    failure before what could not be tried. Interrupted, what they run is stopped."""
+    """Return the results of `check` for each stage, run in parallel. Once all have ended, raises what one raised,
+    failures before skips. On an interrupt their processes are stopped."""
     with ThreadPoolExecutor(len(stages)) as threads:
         try:
             running = [threads.submit(check, bench, stage) for stage in stages]
@@ -67,7 +68,8 @@ def at_once(bench: Bench, check: Callable[[Bench, int], str], stages: Sequence[i
 
 
 def _at_stage(bench: Bench, stage: int) -> str:
-    """What `tgm-scale compare` says last of the two runs at one stage. Raises Failed where they are not equal."""
+    """Return the last line of `tgm-scale compare` on the two runs of one stage. Raises Failed where they are not
+    equal."""
     own_log = replace(bench, log=bench.log.with_name(f"{bench.log.stem}-zero{stage}.log"))
     own_log.log.unlink(missing_ok=True)
     file = bench.folder / f"zero{stage}.json"
@@ -90,7 +92,7 @@ def _at_stage(bench: Bench, stage: int) -> str:
 def _pair(
     bench: Bench, script: list[str], micro: int, own: Sequence[str], variables: dict[str, str], name: str = ""
 ) -> tuple[Path, Path]:
-    """An undisturbed run, and beside it one that is killed after its first checkpoint and resumed; their folders."""
+    """Make an undisturbed run, and one killed after its first checkpoint and resumed; return their folders."""
     once, again = bench.folder / f"{name}undisturbed", bench.folder / f"{name}killed"
 
     def command(run_dir: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The table of what is tried, in order of importance: what does not fit --minutes is left out from the end."""
+"""Table of the rows, in order of importance: those that do not fit --minutes are left out from the end."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from gpu_checks.pretraining import GUIDED, TUBE
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that docs promise. cuda, cpu: seconds, estimated, on one H100 and on one CPU core at tiny size."""
+    """Promise of the docs. cuda, cpu: estimated seconds on one H100, and on one CPU core at tiny size."""
 
     name: str
     proves: str
     check: Callable[[Bench], Found]
     cuda: float
     cpu: float
-    always: bool = False  # the others need it
+    always: bool = False  # the other rows need it
 
     def seconds(self, device: str) -> float:
         return self.cpu if device == "cpu" else self.cuda
 
     def limit(self, device: str) -> float:
-        """Seconds after which it is stopped: room for a first start that builds what DeepSpeed needs, and on a CPU
-        for others who share it."""
+        """Return the time limit in seconds, with room for a first start that builds DeepSpeed's extensions, and on a
+        CPU for other processes that share it."""
         return (600 if device == "cpu" else 120) + 5 * self.seconds(device)
 
 

@@ -1,4 +1,4 @@
-"""Runs rows one after another, keeps their results, and resumes where it was stopped."""
+"""Runner of the rows, one after another, which keeps their results and resumes after a stop."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.progress import ProgressBars
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
-LAST_LINES = 20  # of a row's log, in the summary
+LAST_LINES = 20  # last lines of a row's log, for the summary
 
 
 @dataclass
 class Result:
-    """What came of a row. log: the last lines; the whole is in logs/NAME.log."""
+    """Result of a row. log: the last lines; logs/NAME.log has all."""
 
     name: str
     proves: str
@@ -42,7 +42,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run and where. facts: what the device is, of gpu_checks.card.look; empty on a CPU."""
+    """Rows to run, and settings. facts: the device's, from gpu_checks.card.look; empty on a CPU."""
 
     rows: Sequence[Row]
     scale: Scale
@@ -74,10 +74,10 @@ class Runner:
         self.results: list[Result] = []
         self._kept = plan.output / "results"
         self._began = time.monotonic()
-        self._pace: list[tuple[float, float]] = []  # of rows that ran: seconds estimated and taken
+        self._pace: list[tuple[float, float]] = []  # estimated and actual seconds of rows that ran
 
     def run(self) -> list[Result]:
-        """All results, in the order of the table. What the same code found on the same machine before stays."""
+        """Return all results in table order. Earlier results of the same code on the same machine are kept."""
         self._claim()
         with ProgressBars() as bars:
             task = bars.task("gpu, seconds as estimated", round(sum(map(self._estimate, self.plan.rows))))
@@ -90,7 +90,7 @@ class Runner:
         return self.results
 
     def _claim(self) -> None:
-        """Make the folder, or recognise it. Raises ValueError where it is something else."""
+        """Create the folder, or recognise it. Raises ValueError where it is something else."""
         folder = self.plan.output
         try:
             if folder.is_dir() and any(folder.iterdir()) and not self._kept.is_dir():
@@ -115,7 +115,7 @@ class Runner:
         return result
 
     def _before(self, row: Row) -> Result | None:
-        """What an earlier start found, where that is still true: rows that failed or were skipped are tried again."""
+        """Return an earlier start's result, if still valid: rows that failed or were skipped are tried again."""
         file = self._kept / f"{row.name}.json"
         if not file.is_file() or (row.always and not self._inputs.is_dir()):
             return None
@@ -140,7 +140,7 @@ class Runner:
         return f"does not fit in --minutes {self.plan.minutes:g}; the same command again resumes it"
 
     def _try(self, row: Row) -> Result:
-        """One row: whatever happens in it costs this row alone."""
+        """Run one row; any error affects this row only."""
         began = time.monotonic()
         log = self.plan.output / "logs" / f"{row.name}.log"
         log.unlink(missing_ok=True)
@@ -161,7 +161,7 @@ class Runner:
         except Failed as failed:
             result.verdict, result.figure, result.remedy = FAILED, str(failed), failed.remedy
             result.figures = failed.figures
-        except Exception as error:  # a mistake of ours in the check: the others are run all the same
+        except Exception as error:  # a mistake in the check itself: the other rows run nevertheless
             bench.note(traceback.format_exc())
             result.verdict, result.figure = FAILED, f"{type(error).__name__}: {error}"
             result.remedy = "a mistake of the check itself, see its log"
@@ -173,7 +173,8 @@ class Runner:
 
 
 def _empty(folder: Path) -> None:
-    """Raises Failed where what is in a row's folder stays: of another user, or somebody still writes there."""
+    """Empty a row's folder. Raises Failed where that is impossible: of another user, or somebody still writes
+    there."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir()
@@ -184,7 +185,7 @@ def _empty(folder: Path) -> None:
 
 
 def made_by(plan: Plan) -> dict[str, Any]:
-    """What the figures are worth nothing without, and what makes them out of date where it changes."""
+    """Return the facts without which figures are worthless, and whose changes make them outdated."""
     gpus = [f"{gpu['name']}, {gpu['memory_gb']} GB" for gpu in plan.facts.get("gpus", [])]
     return {
         "device": plan.scale.device,
@@ -198,7 +199,7 @@ def made_by(plan: Plan) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of this code, and a digest of what differs from it; None where there is no git."""
+    """Return the commit of this code, with a digest of local changes; None without git."""
     try:
         head, changes = (
             subprocess.run(["git", "-C", str(ROOT), *words], check=True, capture_output=True, timeout=30).stdout

@@ -1,4 +1,4 @@
-"""How large the rows' work is: the real thing on a GPU, tiny on a CPU, by the same code."""
+"""Sizes of the rows' work: realistic on a GPU, tiny on a CPU, with the same code."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from tgm_scale.benchmarks.clips import VideoFormat
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of the rows on one kind of device."""
+    """Sizes of the rows for one kind of device."""
 
     device: str  # "cuda" or "cpu"
-    model: tuple[str, ...]  # overrides that make configs/pretrain_vit*.yaml as large as wanted here
-    micro: int  # clips of one pass where speed and memory are measured
-    few: int  # and where they are not
+    model: tuple[str, ...]  # overrides that scale configs/pretrain_vit*.yaml to the device
+    micro: int  # clips per pass where speed and memory are measured
+    few: int  # clips per pass elsewhere
     steps: int  # of a run whose speed is measured
-    warm: int  # first of these that are not counted
+    warm: int  # first steps that are not counted
     towers: str  # a shape of tgm_scale.benchmarks.towers
-    clips: int  # of the corpus
+    clips: int  # clips of the corpus
     videos: VideoFormat
     exact_stages: tuple[int, ...]  # ZeRO stages of the restart that must be exact
-    turns: int  # of the comparison with transformers
-    matrix: int  # side of the square matrices whose product gives the device's own rate
+    turns: int  # turns of the comparison with transformers
+    matrix: int  # side of the square matrices whose product determines the device's own rate
     demo: tuple[str, ...]
 
     @property
     def workers(self) -> int:
-        """Decoding processes of one run. On a CPU none: the tiny clips are decoded in no time."""
+        """Return the decoding processes of one run; none on a CPU, where the tiny clips decode in no time."""
         return 0 if self.device == "cpu" else max(1, min(10, len(os.sched_getaffinity(0)) - 2))
 
 
@@ -36,7 +36,7 @@ SCALES = {
     "cuda": Scale(
         device="cuda",
         model=(),
-        micro=128,  # as the configurations have it for 80 GB
+        micro=128,  # as in the configurations for 80 GB
         few=16,
         steps=10,
         warm=4,
@@ -50,7 +50,7 @@ SCALES = {
     ),
     "cpu": Scale(
         device="cpu",
-        # of one block each: compilation on a CPU takes its time by the block
+        # of one block each: on a CPU compilation takes time per block
         model=(
             "model.size=tiny",
             "model.depth=1",

@@ -1,4 +1,4 @@
-"""Our training step compared with that of transformers.VideoMAEForPreTraining, eager and compiled, on the same work:
+"""Comparison of our training step with transformers.VideoMAEForPreTraining's, eager and compiled, on the same work:
 tubes hidden at 0.9, bf16. `python -m gpu_checks.versus --device cuda --json FILE`"""
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ def work_of(scale: Scale, device: torch.device) -> Work:
 
 
 def _compare_where_it_fits(work: Work, turns: int) -> dict[str, float] | None:
-    """`compare`, or None where memory was too short for it; what it had taken is free again."""
+    """Return `compare`, or None where memory did not suffice, after freeing it."""
     try:
         return compare(work, turns)
     except torch.cuda.OutOfMemoryError:
         if work.clips <= 1:
             raise
         print(f"{work.clips} clips a pass do not fit", flush=True)
-    gc.collect()  # the error held on to all of the step
+    gc.collect()  # the error kept all tensors of the step alive
     torch.cuda.empty_cache()
     return None
 
 
 def compare(work: Work, turns: int) -> dict[str, float]:
-    """Clips a second of each of the four, and the medians of the turns' ratios."""
+    """Return clips per second of each of the four, and the medians of the turns' ratios."""
     steps: dict[str, Step] = {}
     for way in ("eager", "compiled"):
         own = own_model(work)

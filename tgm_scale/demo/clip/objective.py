@@ -1,12 +1,12 @@
-"""What the small CLIP's training minimises, on images whose patches are labelled.
+"""Training objective of the small CLIP, on images with labelled patches.
 
 Three terms, on cosines of patch and caption embeddings (last layer, final norm, projection):
-- pattern: regression of a patch's cosines (times a learned scale) on 1 for its own concept, `half_match` for concepts
-  that share one attribute with it, and 0 for the others; where a patch shows no concept, on a level kept such that a
-  caption of what is not there ranks objects above the background as often as below. So a caption ranks its object
-  above the background, look-alikes below it, and says nothing where it names what is absent;
-- naming: cross entropy of concept, and of each attribute alone;
-- image: the sigmoid loss (arXiv 2303.15343) of the pooled image embedding, as an ordinary CLIP's.
+- pattern: regression of a patch's cosines (times a learned scale) to 1 for its own concept, `half_match` for concepts
+  that share one attribute with it, and 0 for the others; for a patch without a concept, to a level adapted so that a
+  caption of something absent ranks objects above the background as often as below. So a caption ranks its object above
+  the background and look-alikes below it, and is uninformative where it names something absent;
+- naming: cross entropy of the concept, and of each attribute alone;
+- image: the sigmoid loss (arXiv 2303.15343) of the pooled image embedding, as in an ordinary CLIP.
 
 Shapes: N images, P patches, C concepts, X captions (of the concepts, then of each attribute's values), E embedding.
 """
@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NOTHING, MIXED = -1, -2  # labels of a patch that shows no concept, and of one at the edge of one
+NOTHING, MIXED = -1, -2  # labels of a patch without a concept, and of one at a concept's edge
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """A batch of images with what their patches show."""
+    """Batch of images with the labels of their patches."""
 
     images: Tensor  # uint8 [N, 3, H, W] RGB
     label_NP: Tensor  # int64 [N, P]: the concept, NOTHING or MIXED
@@ -33,9 +33,9 @@ class LabelledImages:
 
 
 class Objective(nn.Module):
-    """The three terms, with their learned scales.
+    """Sum of the three terms, with their learned scales.
 
-    attributes: one int64 [C] for each attribute, the value that each concept has of it."""
+    attributes: for each attribute an int64 [C], its value for each concept."""
 
     def __init__(self, attributes: list[Tensor], half_match: float):
         super().__init__()
@@ -46,7 +46,7 @@ class Objective(nn.Module):
         self.naming_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.pattern_scale = nn.Parameter(torch.tensor(math.log(2.0)))
         self.bias = nn.Parameter(torch.tensor(-4.0))
-        self.level = torch.tensor(-0.03)  # of patches that show nothing
+        self.level = torch.tensor(-0.03)  # of patches without a concept
 
     def forward(
         self,
@@ -57,7 +57,8 @@ class Objective(nn.Module):
         batch: LabelledImages,
         pattern_weight: float,
     ) -> Tensor:
-        """caption_XE: captions of the C concepts, then of each attribute's values. pattern_weight: 0 to 1."""
+        """Return the loss. caption_XE: captions of the C concepts, then of each attribute's values.
+        pattern_weight: 0 to 1."""
         concepts = len(self.pattern_CC)
         cosine_NPX = patch_NPE @ caption_XE.T
         shown_NP = batch.label_NP >= 0
@@ -72,8 +73,8 @@ class Objective(nn.Module):
         return 0.3 * naming + 20 * pattern_weight * pattern + 0.2 * image
 
     def _absent_above(self, predicted_NPC: Tensor, batch: LabelledImages) -> Tensor:
-        """How often, for concepts none of whose attributes is in the image, a patch of an object scores above one that
-        shows none."""
+        """Return how often, for concepts without any attribute in the image, an object's patch scores above a patch
+        without an object."""
         absent_NC = self._absent(batch)
         above_NPPC = predicted_NPC[:, :, None] > predicted_NPC[:, None]
         pairs_NPP = (batch.label_NP >= 0)[:, :, None] & (batch.label_NP < 0)[:, None]
@@ -81,7 +82,7 @@ class Objective(nn.Module):
         return (above_NPPC & counted_NPPC).sum() / counted_NPPC.sum().clamp(min=1)
 
     def _absent(self, batch: LabelledImages) -> Tensor:
-        """Concepts none of whose attributes is in the image: bool [N, C]."""
+        """Return the concepts without any attribute in the image: bool [N, C]."""
         return ~(batch.present_NC.float() @ (self.pattern_CC != 0).float()).bool()
 
     def _naming(self, logits: Tensor, label: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A byte-pair tokenizer of a small vocabulary, in the files and the format of CLIP's own.
+"""Byte-pair tokenizer with a small vocabulary, in CLIP's files and format.
 
 Source: Sennrich et al. 2016 (byte-pair encoding); Radford et al. 2021, section 2.4 (lower case, start and end tokens).
 """

@@ -1,10 +1,10 @@
-"""Training of a small CLIP on images whose patches are labelled: a real `transformers.CLIPModel`, made in minutes.
+"""Training of a small CLIP on images with labelled patches: a real `transformers.CLIPModel`, made in minutes.
 
-A CLIP learns from images and captions alone, on hundreds of millions of pairs. A small one for demonstrations has
-minutes on a CPU, so it also learns from the truth that a synthetic corpus knows: which concept each patch shows. A
-concept is a combination of attributes (a colour and a shape); captions name concepts, or one attribute alone.
+A CLIP learns only from images and captions, hundreds of millions of pairs. A small one for demonstrations has minutes
+on a CPU, so it also learns from a synthetic corpus's ground truth: the concept of each patch. A concept is a
+combination of attributes (a colour and a shape); captions name concepts, or one attribute alone.
 
-What is minimised is in demo/clip/objective.py.
+The objective is in demo/clip/objective.py.
 
 Shapes: N images, P patches, E embedding.
 """
@@ -31,7 +31,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the small CLIP is and how it is trained."""
+    """Dimensions and training settings of the small CLIP."""
 
     image_size: int = 64
     patch: int = 8
@@ -46,14 +46,15 @@ class Recipe:
     weight_decay: float = 0.05
     warmup_steps: int = 100
     half_match: float = -0.3
-    naming_share: float = 0.2  # of the steps, over which the pattern term comes in: names are learned first
+    naming_share: float = 0.2  # of the steps, over which the pattern term ramps up: names are learned first
     steps: int = 5000
     seed: int = 0
 
 
 def build(recipe: Recipe, vocabulary: int) -> Any:
-    """A CLIPModel of the recipe's size. Initialised so that attention is not flat at the start: with transformers' own
-    initialisation the loss stays on its plateau for thousands of steps (docs/lab-notes/small_clip.md)."""
+    """Return a CLIPModel of the recipe's size, initialised so that attention is not flat at the start: with
+    transformers' own initialisation the loss stays on its plateau for thousands of steps
+    (docs/lab-notes/small_clip.md)."""
     prepare_torchvision()
     from transformers import CLIPConfig, CLIPModel
 
@@ -77,9 +78,9 @@ def build(recipe: Recipe, vocabulary: int) -> Any:
 
 
 def _initialise_vision(tower: Any, recipe: Recipe) -> None:
-    """Xavier weights, sine-cosine positions, and a large constant in every token. Without the constant the first norm
-    brings each patch to unit variance: what little a plain patch shows is blown up to the size of an object's edge.
-    With it, differences of contrast pass."""
+    """Set Xavier weights, sine-cosine positions, and a large constant in every token. Without the constant the first
+    norm scales each patch to unit variance, which amplifies a plain patch's faint content to the size of an object's
+    edge. With it, differences of contrast are kept."""
     for name, parameter in tower.named_parameters():
         if parameter.ndim == 2 and "layers" in name:
             nn.init.xavier_uniform_(parameter)
@@ -95,13 +96,13 @@ def _initialise_vision(tower: Any, recipe: Recipe) -> None:
 
 
 def normalised(images: Tensor) -> Tensor:
-    """uint8 [N, 3, H, W] as the tower's float32 input."""
+    """Return uint8 [N, 3, H, W] as the tower's float32 input."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return (images.float() / 255 - mean) / std
 
 
 def embed_images(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit embeddings of images, [N, E], and of their patches, [N, P, E]."""
+    """Return unit embeddings of images, [N, E], and of their patches, [N, P, E]."""
     tower = model.vision_model
     tokens = tower(pixel_values=normalised(images)).last_hidden_state
     embedded = F.normalize(model.visual_projection(tower.post_layernorm(tokens)).float(), dim=-1)
@@ -109,7 +110,7 @@ def embed_images(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def embed_captions(model: Any, tokenizer: Any, captions: list[str], context: int) -> Tensor:
-    """Unit embeddings of captions."""
+    """Return unit embeddings of captions, [X, E]."""
     tokens = tokenizer(captions, padding="longest", truncation=True, max_length=context, return_tensors="pt")
     output = model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
     return F.normalize(model.text_projection(output.pooler_output).float(), dim=-1)
@@ -117,16 +118,17 @@ def embed_captions(model: Any, tokenizer: Any, captions: list[str], context: int
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What the small CLIP learns from."""
+    """Inputs of the small CLIP's training."""
 
-    batches: Iterator[LabelledImages]  # one a step
-    captions: Callable[[int], list[str]]  # of a step: one of each concept, then of each value of each attribute
-    vocabulary: list[str]  # texts that the tokenizer learns its words from
-    attributes: list[Tensor]  # as `Objective` takes them
+    batches: Iterator[LabelledImages]  # one per step
+    captions: Callable[[int], list[str]]  # for a step: one per concept, then one per value of each attribute
+    vocabulary: list[str]  # texts for the tokenizer's vocabulary
+    attributes: list[Tensor]  # argument of `Objective`
 
 
 def train(recipe: Recipe, data: TrainingData, folder: Path, progress: Callable[[int, float], None]) -> None:
-    """Train and write a folder that `guidance.towers` loads. progress is called with the step and its loss."""
+    """Train the model and write a folder that `guidance.towers` loads. progress is called with each step and its
+    loss."""
     prepare_torchvision()
     from transformers import CLIPImageProcessor, CLIPTokenizer
 
@@ -161,8 +163,8 @@ def train(recipe: Recipe, data: TrainingData, folder: Path, progress: Callable[[
 
 
 def _optimisers(model: Any, objective: Objective, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for the rest. AdamW alone needs two to three times the images before
-    shapes are recognised (docs/lab-notes/small_clip.md)."""
+    """Return Muon for the matrices of the blocks, AdamW for the rest. AdamW alone needs two to three times as many
+    images to recognise shapes (docs/lab-notes/small_clip.md)."""
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(
             f"training the small CLIP needs torch 2.9 or later, for its Muon; this is {torch.__version__}"
@@ -191,7 +193,7 @@ def _optimisers(model: Any, objective: Objective, recipe: Recipe) -> list[torch.
 
 
 def _schedule(recipe: Recipe, step: int) -> float:
-    """Share of the peak learning rate: warm-up, constant for half of the steps, then a cosine to 0."""
+    """Return the share of the peak learning rate: warm-up, constant for half of the steps, then a cosine to 0."""
     done = step / recipe.steps
     decay = 1.0 if done < 0.5 else 0.5 + 0.5 * math.cos(math.pi * (2 * done - 1))
     return min(1.0, (step + 1) / recipe.warmup_steps) * decay

@@ -1,1 +1,1 @@
-"""Synthetic clips with captions, and the truth of where each described object is."""
+"""Synthetic clips with captions, and the true position of each described object."""

@@ -1,7 +1,7 @@
-"""A corpus that the project makes itself: H.264 clips of moving shapes, captions, and the truth of every pixel.
+"""Synthetic corpus: H.264 clips of moving shapes, captions, and the truth of every pixel.
 
-A clip is a pure function of its index and the corpus' specification: any size of corpus begins with the same clips,
-whatever the number of workers. Scenes are drawn in scenes.py, the json of a sample is written in truth.py.
+A clip is a pure function of its index and the corpus' specification: corpora of any size begin with the same clips,
+whatever the number of workers. scenes.py draws scenes, truth.py writes the json of a sample.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tgm_scale.runtime import seeding
 
 @dataclass(frozen=True)
 class SyntheticSpec:
-    """Which clips a synthetic corpus holds, and how they look."""
+    """Contents and look of a synthetic corpus."""
 
     size: int = 64  # side in pixels
     frames: int = 16
@@ -58,7 +58,7 @@ class SyntheticClip:
 
 
 def render_clip(index: int, spec: SyntheticSpec = SyntheticSpec()) -> SyntheticClip:
-    """Clip `index` of a corpus."""
+    """Return clip `index` of a corpus."""
     seeds_B = torch.tensor([seeding.key(spec.seed, "synthetic", spec.mode, index)])
     scenes = draw_scenes(seeds_B, spec.mode, torch.tensor([spec.difficulty]))
     frames_BT3HW, visible_BTKHW = render(scenes, torch.linspace(0, 1, spec.frames)[None], spec.size)
@@ -79,7 +79,7 @@ def render_clip(index: int, spec: SyntheticSpec = SyntheticSpec()) -> SyntheticC
 
 
 def make_sample(index: int, spec: SyntheticSpec) -> tuple[str, dict[str, Any]]:
-    """Key and members of one sample: `mp4` and `json` (captions, truth, and what made it)."""
+    """Return key and members of one sample: `mp4` and `json` (captions, truth, and its specification)."""
     clip = render_clip(index, spec)
     made_by = {"index": index, **asdict(spec)}
     fields = {"captions": clip.captions, "truth": clip.truth.to_json(), "made_by": made_by}
@@ -96,8 +96,8 @@ def make_corpus(
 ) -> None:
     """Write clips 0 to `clips` - 1 of a corpus as shards into `folder`.
 
-    `progress` is called with the number of clips done after each. Raises ValueError for a count that makes no corpus,
-    and for a folder that holds shards already."""
+    `progress` is called after each clip with the number done. Raises ValueError for a count below 1, and for a folder
+    that already has shards."""
     if min(clips, workers, clips_per_shard) < 1:
         raise ValueError(
             f"clips={clips}, workers={workers}, clips_per_shard={clips_per_shard} of a synthetic corpus: wanted at "

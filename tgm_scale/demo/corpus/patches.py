@@ -1,4 +1,4 @@
-"""Still frames of the synthetic corpus with what each patch shows: what a small CLIP is trained on.
+"""Labelled still frames of the synthetic corpus, on which a small CLIP is trained.
 
 Shapes: N images, P patches, K objects, C = colours x shapes concepts.
 """
@@ -17,18 +17,18 @@ from tgm_scale.demo.corpus.truth import captions
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.arrays import picture_of
 
-_SHOWN, _TOUCHED = 0.4, 0.05  # share of a patch's pixels from which it shows an object, or is touched by one
-_SEEN = 0.8  # patches' worth of pixels from which an object counts as seen in the image
+_SHOWN, _TOUCHED = 0.4, 0.05  # share of a patch's pixels above which it shows an object, or is touched by one
+_SEEN = 0.8  # patches' worth of pixels above which an object counts as seen in the image
 
 
 def attributes() -> list[Tensor]:
-    """Of each concept, its colour and its shape: int64 [C] each."""
+    """Return the colour and the shape of each concept: int64 [C] each."""
     number = torch.arange(len(COLOURS) * len(SHAPES))
     return [number // len(SHAPES), number % len(SHAPES)]
 
 
 def wording(seed: int) -> list[str]:
-    """A caption of each concept, then one of each colour and of each shape alone, worded by the seed."""
+    """Return a caption of each concept, then one of each colour and of each shape alone, worded by the seed."""
     draws = seeding.draw(seed, "wording", 2 * len(COLOURS) * len(SHAPES))
     texts = []
     for colour in COLOURS:
@@ -42,10 +42,10 @@ def wording(seed: int) -> list[str]:
 def labelled_images(
     seed: int, start: int, count: int, difficulty: float, size: int, patch: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Images `start` to `start + count` - 1 of a seed: uint8 [N, 3, H, W]; int64 [N, P], the concept that each patch
-    shows, -1 for none, -2 at an edge; bool [N, C], the concepts in the image.
+    """Return images `start` to `start + count` - 1 of a seed, uint8 [N, 3, H, W]; the concept of each patch, int64 [N,
+    P], -1 for none, -2 at an edge; and the concepts in the image, bool [N, C].
 
-    One in six holds a single object. Difficulty is drawn up to the one given; most images are JPEG-compressed, as
+    One image in six has a single object. Difficulty is drawn up to the given one; most images are JPEG-compressed, as
     the frames of a clip are compressed."""
     keys = torch.tensor([seeding.key(seed, "labelled image", index) for index in range(start, start + count)])
     single = count // 6

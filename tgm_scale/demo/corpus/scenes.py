@@ -24,7 +24,7 @@ _WAVES = 8
 
 @dataclass(frozen=True)
 class Scenes:
-    """B scenes of K objects each; row 0 of K is the named object, then the distractors in the order of ROLES."""
+    """B scenes of K objects each; index 0 of K is the named object, then the distractors in the order of ROLES."""
 
     shape: Tensor  # int64 [B, K] into SHAPES
     colour: Tensor  # int64 [B, K] into COLOURS
@@ -35,15 +35,15 @@ class Scenes:
     anchor: Tensor  # float32 [B, K, 2], middle of the path
     reach: Tensor  # float32 [B, K], half of the path's length
     turn: Tensor  # float32 [B, K], angle at time 0
-    spin: Tensor  # float32 [B, K], radians a clip
+    spin: Tensor  # radians per clip
     grain: Tensor  # float32 [B, K, 4]: two frequencies, phase and depth of the texture
     shake: Tensor  # float32 [B, 2, 3, 2]: for x and y, three (amplitude, phase) of the camera's shake
     ground: Tensor  # float32 [B, 3] RGB mean of the background
-    waves: Tensor  # float32 [B, W, 7]: x and y frequency, drift a clip, phase, RGB amplitude
+    waves: Tensor  # x and y frequency, drift per clip, phase, RGB amplitude
 
 
 class _Draws:
-    """Named uniform draws of a batch of scenes: the same name and seed, the same numbers."""
+    """Named uniform draws for a batch of scenes: equal names and seeds give equal numbers."""
 
     def __init__(self, seeds_B: Tensor):
         self.seeds_B = seeds_B
@@ -57,11 +57,11 @@ class _Draws:
 
 
 def draw_scenes(seeds_B: Tensor, mode: str, difficulty_B: Tensor) -> Scenes:
-    """Scenes of keyed seeds, int64 [B]; difficulty in [0, 1], float32 [B].
+    """Return scenes of keyed seeds, int64 [B]; difficulty in [0, 1], float32 [B].
 
     `named`: the object, a distractor of its colour and another shape, one of its shape and another colour.
     `one_mover`: the object alone, on a longer path. Difficulty raises the background's contrast, the texture, the
-    camera's shake, the jitter of colour and the overlap of objects."""
+    camera shake, the jitter of colour and the overlap of objects."""
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} of the synthetic corpus is not known: use one of {', '.join(MODES)}")
     draw = _Draws(seeds_B)
@@ -87,7 +87,7 @@ def draw_scenes(seeds_B: Tensor, mode: str, difficulty_B: Tensor) -> Scenes:
 
 
 def _identities(draw: _Draws) -> dict[str, Tensor]:
-    """Shape, colour and motion of the three roles: int64 [B, 3]. Other motions than the object's may be equal."""
+    """Return shape, colour and motion of the three roles: int64 [B, 3]. The distractors' motions may be equal."""
     shape = _with_other(draw, "shape", len(SHAPES), (0, 1, 0))
     colour = _with_other(draw, "colour", len(COLOURS), (0, 0, 1))
     step = 1 + draw.choice("other motions", len(MOTIONS) - 1, len(ROLES) - 1)
@@ -96,13 +96,14 @@ def _identities(draw: _Draws) -> dict[str, Tensor]:
 
 
 def _with_other(draw: _Draws, name: str, count: int, differs: tuple[int, ...]) -> Tensor:
-    """For each role the object's own value or, where it differs, one other value."""
+    """Return for each role the object's own value or, where it differs, one other value."""
     step = 1 + draw.choice(f"other {name}", count - 1, 1)
     return (draw.choice(name, count, 1) + torch.tensor(differs) * step) % count
 
 
 def _paths(draw: _Draws, hard_B1: Tensor, alone: bool) -> dict[str, Tensor]:
-    """An object alone starts near the middle and goes far; three start on a circle, nearer together if it is hard."""
+    """Return paths: a single object starts near the middle and goes far; three start on a circle, closer when
+    harder."""
     if alone:
         return {"anchor": 0.5 + draw("anchor", -0.06, 0.06, 3, 2), "reach": draw("reach", 0.16, 0.22, 3)}
     thirds = torch.arange(3) * (2 * math.pi / 3)
@@ -137,7 +138,8 @@ def _waves(draw: _Draws, hard_B1: Tensor) -> Tensor:
 
 
 def place(scenes: Scenes, time_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the objects are: centre [B, T, K, 2], radius [B, T, K] (both in sides of the frame), angle [B, T, K]."""
+    """Return the objects' centre [B, T, K, 2] and radius [B, T, K], both in sides of the frame, and angle [B, T,
+    K]."""
     u = time_BT[:, :, None]
     swing = 2 * u - 1
     reach = scenes.reach[:, None]
@@ -162,9 +164,10 @@ def _sign(motion: Tensor, plus: str, minus: str) -> Tensor:
 
 
 def render(scenes: Scenes, time_BT: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Frames and visible pixels of scenes at given times.
+    """Render scenes at given times.
 
-    Returns uint8 [B, T, 3, H, W] RGB and bool [B, T, K, H, W]: where at least half of a pixel shows the object."""
+    Returns frames, uint8 [B, T, 3, H, W] RGB, and visibility, bool [B, T, K, H, W]: where at least half of a pixel
+    shows the object."""
     batch, frames = time_BT.shape
     angle_BT23 = (
         2 * math.pi * time_BT[:, :, None, None] * torch.tensor([1.0, 2.0, 3.0]) + scenes.shake[:, None, ..., 1]
@@ -195,7 +198,7 @@ def render(scenes: Scenes, time_BT: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _background(scenes: Scenes, time_BT: Tensor, camera_BT2: Tensor, size: int) -> Tensor:
-    """Drifting plane waves over a mean colour, float32 [N, 3, H, W]; it moves with the camera."""
+    """Return drifting plane waves over a mean colour, float32 [N, 3, H, W]; they move with the camera."""
     frequency, drift, phase, amplitude = scenes.waves.split([2, 1, 1, 3], 2)
     pixel = (torch.arange(size) + 0.5) / size
     x = pixel - camera_BT2[..., 0, None]
@@ -203,7 +206,7 @@ def _background(scenes: Scenes, time_BT: Tensor, camera_BT2: Tensor, size: int) 
     start = (drift[:, None, :, 0] * time_BT[:, :, None] + phase[:, None, :, 0])[..., None]
     across = frequency[:, None, :, 0, None] * x[:, :, None] + start
     down = frequency[:, None, :, 1, None] * y[:, :, None]
-    # sin(a + b) from the sines of the two axes: 2 * size of them a wave instead of size ** 2
+    # sin(a + b) from the sines of the two axes: 2 * size of them per wave instead of size ** 2
     down_basis = torch.cat([torch.cos(down), torch.sin(down)], 2)
     across_basis = torch.cat([torch.sin(across), torch.cos(across)], 2)
     weight = torch.cat([amplitude, amplitude], 1)
@@ -213,7 +216,7 @@ def _background(scenes: Scenes, time_BT: Tensor, camera_BT2: Tensor, size: int) 
 
 
 def _textured(paint_NK3: Tensor, grain_NK4: Tensor, local_NK2HW: Tensor) -> Tensor:
-    """An object's paint under a pattern of light fixed to it: float32 [N, K, 3, H, W]."""
+    """Return an object's paint under a light pattern fixed to it: float32 [N, K, 3, H, W]."""
     along, across, phase, depth = grain_NK4[..., None, None].unbind(2)
     x, y = local_NK2HW.unbind(2)
     light = 1 - depth * (1 + torch.sin(along * x + phase) * torch.sin(across * y + 2 * phase))

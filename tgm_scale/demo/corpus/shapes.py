@@ -1,8 +1,8 @@
 """Shapes and colours of the synthetic corpus, and their rasteriser.
 
 A shape is two radial profiles: a point at angle a and distance d from the centre is inside where inner(a) < d <
-outer(a). So one table look-up draws every shape of a batch at once, whatever its kind. Every shape covers the area
-of the unit disc: size says nothing about shape.
+outer(a). So one table look-up draws all shapes of a batch at once. Every shape has the area of the unit disc: size
+reveals nothing about shape.
 
 Shapes: N images, K objects in each, H W pixels, A angles of the profile table.
 """
@@ -41,7 +41,7 @@ def _cross(half_width: float) -> np.ndarray:
 
 
 def _profile(corners: np.ndarray) -> np.ndarray:
-    """Distance from the origin to a polygon that every ray from the origin leaves once, at each angle."""
+    """Return the distance from the origin to a polygon that every ray from the origin leaves once, at each angle."""
     angles = 2 * math.pi * np.arange(_ANGLES) / _ANGLES
     ray = np.stack([np.cos(angles), np.sin(angles)], 1)[:, None]
     start = corners[None]
@@ -56,7 +56,7 @@ def _profile(corners: np.ndarray) -> np.ndarray:
 
 @cache
 def profiles() -> Tensor:
-    """Outer and inner radius of every shape at every angle: float32 [shapes, 2, A], each of area pi.
+    """Return the outer and inner radius of every shape at every angle: float32 [shapes, 2, A], each of area pi.
 
     A shape without a hole has the inner radius -1."""
     circle = np.ones(_ANGLES)
@@ -79,7 +79,7 @@ def profiles() -> Tensor:
 
 
 def local_coordinates(centre_NK2: Tensor, radius_NK: Tensor, turn_NK: Tensor, height: int, width: int) -> Tensor:
-    """Where each pixel lies in each object's own frame, in units of its radius: float32 [N, K, 2, H, W] (x, y).
+    """Return each pixel's position in each object's frame, in units of its radius: float32 [N, K, 2, H, W] (x, y).
 
     centre in pixels (x, y), radius in pixels, turn in radians, clockwise on the screen (y points down)."""
     x_W = torch.arange(width) + 0.5
@@ -92,7 +92,7 @@ def local_coordinates(centre_NK2: Tensor, radius_NK: Tensor, turn_NK: Tensor, he
 
 
 def coverage(shape_NK: Tensor, local_NK2HW: Tensor, radius_NK: Tensor) -> Tensor:
-    """Share of each pixel that each object covers, in [0, 1]: float32 [N, K, H, W]; edges one pixel soft."""
+    """Return each object's share of each pixel, in [0, 1]: float32 [N, K, H, W]; edges are one pixel soft."""
     x, y = local_NK2HW.unbind(2)
     distance = torch.hypot(x, y)
     angle = (torch.atan2(y, x) * (_ANGLES / (2 * math.pi))).round().long() % _ANGLES
@@ -106,7 +106,7 @@ def coverage(shape_NK: Tensor, local_NK2HW: Tensor, radius_NK: Tensor) -> Tensor
 
 
 def rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """HSV in [0, 1] to RGB in [0, 1], the three channels last."""
+    """Convert HSV in [0, 1] to RGB in [0, 1], with the three channels last."""
     phase = (hue[..., None] * 6 + torch.tensor([5.0, 3.0, 1.0])) % 6
     ramp = torch.minimum(phase, 4 - phase).clamp(0, 1)
     return value[..., None] * (1 - saturation[..., None] * ramp)

@@ -1,4 +1,4 @@
-"""What a synthetic clip shows, how that is written into a sample's json and read back, and its captions.
+"""Ground truth of a synthetic clip, its form in a sample's json, and its captions.
 
 Shapes: T frames, H W pixels; S slots x R rows x C columns of tokens.
 """
@@ -25,9 +25,9 @@ _MOST_PIXELS = 1 << 30  # of all frames
 
 @dataclass(frozen=True)
 class ObjectTruth:
-    """One object of a clip. `visible`: bool [T, H, W], true where at least half of a pixel shows it."""
+    """Object in a clip. `visible`: bool [T, H, W], true where at least half of a pixel shows it."""
 
-    role: str  # one of synthetic_scenes.ROLES
+    role: str  # one of scenes.ROLES
     shape: str
     colour: str
     motion: str
@@ -35,14 +35,14 @@ class ObjectTruth:
 
     @property
     def boxes(self) -> list[list[int] | None]:
-        """Box of the visible pixels in each frame: left, top, right, bottom (the last two one past the end), or None
-        where nothing of it is seen."""
+        """Return the box of the visible pixels in each frame: left, top, right, bottom (the last two one past the
+        end), or None where the object is not visible."""
         return [_box(frame) for frame in self.visible]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The objects of a clip: the named one first, then the distractors."""
+    """Objects of a clip: the named one first, then the distractors."""
 
     objects: list[ObjectTruth]
 
@@ -51,7 +51,8 @@ class Truth:
         return self.objects[0]
 
     def to_json(self) -> dict[str, Any]:
-        """Masks as base64 of zlib of `np.packbits` of the flattened [T, H, W]: about 1 kB an object."""
+        """Return a JSON tree, with masks as base64 of zlib of `np.packbits` of the flattened [T, H, W]: about 1 kB
+        each."""
         frames, height, width = self.named.visible.shape
         objects = [
             {
@@ -68,7 +69,7 @@ class Truth:
 
 
 def has_truth(data: bytes | None) -> bool:
-    """Whether a sample's json is that of a synthetic clip."""
+    """Return whether a sample's json is that of a synthetic clip."""
     try:
         content = json_of(data or b"null")
     except ValueError:
@@ -78,7 +79,7 @@ def has_truth(data: bytes | None) -> bool:
 
 
 def read_truth(sample: bytes | str | dict[str, Any]) -> Truth:
-    """The truth in the json member of a synthetic sample. Raises ValueError where there is none."""
+    """Return the truth in the json member of a synthetic sample. Raises ValueError where there is none."""
     fields = sample if isinstance(sample, dict) else json_of(sample)
     if not isinstance(fields, dict) or "truth" not in fields:
         found = ", ".join(map(str, fields)) if isinstance(fields, dict) else type(fields).__name__
@@ -104,9 +105,9 @@ def _object(one: dict[str, Any], shape: tuple[int, int, int]) -> ObjectTruth:
 
 
 def object_tokens(visible_THW: np.ndarray, grid: Grid) -> np.ndarray:
-    """The tokens that are an object's: bool [S, R, C], true where at least half of the tubelet's pixels show it.
+    """Return the object's tokens: bool [S, R, C], true where at least half of the tubelet's pixels show it.
 
-    The clip is the whole of the grid: T, H and W are multiples of its sides."""
+    The grid covers the whole clip: T, H and W are multiples of its sides."""
     frames, height, width = visible_THW.shape
     tubes = visible_THW.reshape(
         grid.slots, frames // grid.slots, grid.rows, height // grid.rows, grid.columns, width // grid.columns
@@ -134,12 +135,12 @@ _FORMS = ("a {colour} {shape} {does}", "the {colour} {shape} {does}", "a {shape}
 
 
 def captions(colour: str, shape: str, motion: str) -> list[str]:
-    """The three phrasings of one fact, as three captions a clip are drawn from in text-guided masking."""
+    """Return three phrasings of one fact, like the captions per clip from which text-guided masking draws."""
     return [form.format(colour=colour, shape=shape, does=does) for form, does in zip(_FORMS, _DOES[motion])]
 
 
 def absent_caption(truth: Truth, seed: int) -> str:
-    """A caption of an object that is not there: its colour and its shape are those of no object of the clip."""
+    """Return a caption of an absent object: no object of the clip has its colour or its shape."""
     colours = [colour for colour in COLOURS if colour not in {one.colour for one in truth.objects}]
     shapes = [shape for shape in SHAPES if shape not in {one.shape for one in truth.objects}]
     pick = seeding.draw(seed, "absent caption", 2)
@@ -148,7 +149,7 @@ def absent_caption(truth: Truth, seed: int) -> str:
 
 
 def every_caption() -> Iterator[str]:
-    """All that the corpus can say."""
+    """Yield all captions that the corpus can have."""
     for colour in COLOURS:
         for shape in SHAPES:
             for motion in MOTIONS:

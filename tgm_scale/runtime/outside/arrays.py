@@ -1,6 +1,6 @@
-"""NumPy's files and pictures from outside. Arrays: plain numbers, of the size that they claim and that the reader
-allows; no objects. Pictures: of the formats that are asked for and no others (Pillow starts Ghostscript for an EPS,
-by whatever name), and of no more pixels than are wanted."""
+"""NumPy files and pictures from outside. Arrays: plain numbers, of the size that they claim and the reader allows; no
+objects. Pictures: only of the requested formats (Pillow starts Ghostscript for an EPS, whatever its name), and of no
+more pixels than wanted."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-_HEADER = 1 << 16  # bytes before an array's numbers, at most
+_HEADER = 1 << 16  # bytes at most, before an array's numbers
 
 
 def array_of(data: bytes) -> np.ndarray:
-    """The array of a .npy file's bytes, which are not copied. Raises ValueError for all that is none."""
+    """Return the array of a .npy file's bytes, without a copy. Raises ValueError where they are not one."""
     stream = io.BytesIO(data)
     try:
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
         shape, by_columns, dtype = read_header(stream)
-    except Exception as error:  # the header is Python's source: numpy's reader has many words for what is wrong in it
+    except Exception as error:  # the header is Python source, for whose faults numpy's reader raises many kinds
         raise ValueError(f"no .npy file ({type(error).__name__}: {str(error)[:200]})") from None
     count, size = math.prod(shape), len(data) - stream.tell()
     if not dtype.itemsize or any(isinstance(side, bool) for side in shape):
@@ -39,7 +39,8 @@ def array_of(data: bytes) -> np.ndarray:
 
 
 def fields_of(file: Path, wanted: Sequence[str], largest: int) -> list[np.ndarray]:
-    """These fields of a .npz file, each of at most `largest` bytes; no more is unpacked, whatever the file claims.
+    """Return these fields of a .npz file, each of at most `largest` bytes; no more is unpacked, whatever the file
+    claims.
 
     Raises ValueError that names the file and the field, OSError where the storage does not answer."""
     found = []
@@ -73,10 +74,11 @@ def _field(archive: zipfile.ZipFile, name: str, largest: int) -> np.ndarray:
 
 
 def picture_of(source: Path | bytes, formats: tuple[str, ...], size: tuple[int, int] | None = None) -> np.ndarray:
-    """The picture of a file or of bytes, uint8 (or as its mode is) [H, W] or [H, W, channels], transparency left out.
+    """Return a picture from a file or bytes, uint8 (or as its mode is) [H, W] or [H, W, channels], without
+    transparency.
 
-    size: height and width that it must have, which is asked before anything is unpacked. Raises ValueError, which
-    names a file; OSError where the storage does not answer."""
+    size: required height and width, checked before anything is unpacked. Raises ValueError, which names a file;
+    OSError where the storage does not answer."""
     where = f"{source}: " if isinstance(source, Path) else ""
     data = source.read_bytes() if isinstance(source, Path) else source
     try:
@@ -85,5 +87,5 @@ def picture_of(source: Path | bytes, formats: tuple[str, ...], size: tuple[int, 
                 raise ValueError(f"a picture of {image.height} x {image.width} pixels, wanted {size[0]} x {size[1]}")
             pixels = np.asarray(image)
             return pixels[..., :-1] if image.mode in ("LA", "RGBA") else pixels
-    except Exception as error:  # Pillow's readers raise what they come upon: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # Pillow's readers raise many kinds: OSError, SyntaxError, struct.error, ...
         raise ValueError(f"{where}not a whole picture ({', '.join(formats)}) of this size: {error}") from None

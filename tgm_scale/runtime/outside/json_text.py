@@ -1,4 +1,4 @@
-"""JSON from outside: whatever is wrong is a ValueError, also brackets without end and numbers beyond floats."""
+"""JSON from outside: every fault is a ValueError, even endless brackets and numbers beyond the range of floats."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from tgm_scale.runtime.outside.stand_ins import START, stand_in
 
-LARGEST = 1 << 28  # bytes of a file that is read whole
-_DIGITS = 308  # of an integer: more are beyond what a float holds, and read as 1e999 is, as infinity
-_DEEPEST = 200  # brackets in brackets: what is read must be written and shown again, from deeper in the stack
+LARGEST = 1 << 28  # bytes of a file that is read at once
+_DIGITS = 308  # of an integer: longer ones exceed a float, and read as infinity, like 1e999
+_DEEPEST = 200  # nested brackets: the result must be written and shown again, from deeper in the stack
 
 
 def _finite_integer(digits: str) -> int:
@@ -33,16 +33,16 @@ def _constant(name: str) -> float:
 
 
 _ENDLESS = "brackets in brackets without end"
-# one decoder each: json.loads makes one anew at each call that is given a hook
+# one decoder each: json.loads creates a new one at each call with a hook
 _DECODER = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) <= _DIGITS else float(digits))
 _FINITE = json.JSONDecoder(parse_int=_finite_integer, parse_float=_number, parse_constant=_constant)
 
 
 def json_of(data: str | bytes, *, finite: bool = False) -> Any:
-    """What JSON says. NaN and Infinity, which Python and pandas write, and numbers beyond what a float holds are read
-    as such, unless all is to be `finite`.
+    """Return the value of JSON text. NaN and Infinity, which Python and pandas write, and numbers beyond the range of
+    floats are read as such, unless all must be `finite`.
 
-    Raises ValueError for all that is none."""
+    Raises ValueError for invalid JSON."""
     try:
         text = data if isinstance(data, str) else data.decode(json.detect_encoding(data), "surrogatepass")
         tree = (_FINITE if finite else _DECODER).decode(text)
@@ -69,8 +69,8 @@ def _deep(tree: Any) -> bool:
 
 
 def json_at(text: str, place: int) -> tuple[Any, int]:
-    """The value that begins at a place of a text, and where it ends. Raises json.JSONDecodeError where the text ends
-    too early or holds none, else ValueError."""
+    """Return the value at a place of a text, and its end. Raises json.JSONDecodeError where the text ends too early or
+    has no value there, else ValueError."""
     try:
         return _DECODER.raw_decode(text, place)
     except RecursionError:
@@ -78,13 +78,13 @@ def json_at(text: str, place: int) -> tuple[Any, int]:
 
 
 def json_file(file: Path, where: str = "", *, finite: bool = False) -> Any:
-    """What a file of JSON holds. Raises ValueError that names the file (as `where`, if given) where it is damaged,
-    OSError where it cannot be read."""
+    """Return the contents of a JSON file. Raises ValueError that names the file (as `where`, if given) where it is
+    damaged, OSError where it cannot be read."""
     return _named(where or str(file), lambda: json_of(bounded(file), finite=finite))
 
 
 def json_object(file: Path, where: str = "", *, finite: bool = False) -> dict[str, Any]:
-    """As `json_file`, of a file that holds an object: anything else is a ValueError, too."""
+    """Return the object in a JSON file, as `json_file` does; anything else is a ValueError, too."""
     tree = json_file(file, where, finite=finite)
     if not isinstance(tree, dict):
         raise ValueError(f"{where or file}: wanted a JSON object, found {type(tree).__name__}")
@@ -92,7 +92,7 @@ def json_object(file: Path, where: str = "", *, finite: bool = False) -> dict[st
 
 
 def json_lines(file: Path) -> list[Any]:
-    """What the lines of a file hold. Raises ValueError that names file and line, OSError."""
+    """Return the values in the lines of a file. Raises ValueError that names file and line, OSError."""
     found = []
     for number, line in enumerate(bounded(file).splitlines(), 1):
         try:
@@ -103,7 +103,7 @@ def json_lines(file: Path) -> list[Any]:
 
 
 def json_without_doubles(file: Path, where: str) -> Any:
-    """As `json_file` with `finite`, of a file that people write: a key given twice is refused."""
+    """Return the contents of a JSON file that people write, as `json_file` with `finite`: no key may occur twice."""
     decoder = json.JSONDecoder(
         parse_int=_finite_integer, parse_float=_number, parse_constant=_constant, object_pairs_hook=_no_key_twice
     )
@@ -118,12 +118,12 @@ def json_without_doubles(file: Path, where: str) -> Any:
 
 
 def bounded(file: Path, largest: int = LARGEST) -> bytes:
-    """A file's bytes. Raises ValueError where they are more than `largest`, or it is a pipe of the file system, which
-    would be waited for; those of a shell's <(...) are read."""
+    """Return a file's bytes. Raises ValueError where they exceed `largest`, or the file is a named pipe, on which
+    reading would wait; pipes of a shell's <(...) are read."""
     if file.is_fifo() and not str(file).startswith(("/dev/", "/proc/")):
         raise ValueError("a pipe, and no file")
     with file.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size  # 0 of a pipe. read(n) allocates n bytes, however few there are
+        size = os.fstat(stream.fileno()).st_size  # 0 for a pipe. read(n) allocates n bytes, however few there are
         data = stream.read(min(size, largest) + 1)
         if len(data) == size + 1:
             data += stream.read(largest + 1 - len(data))

@@ -1,4 +1,4 @@
-"""Answers of a storage that no waiting changes: credentials that are not there, hosts that nobody knows, a refusal.
+"""Storage errors that no waiting changes: missing credentials, unknown hosts, refusals.
 
 Remote file systems raise classes of their own (botocore, google.auth, aiohttp), some with the cause behind them."""
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from tgm_scale.runtime.command import USER_MISTAKE
 
-PASSING = (408, 425, 429)  # of HTTP's 4xx
-_DEPTH = 8  # causes of an error that are looked at
+PASSING = (408, 425, 429)  # those of HTTP's 4xx that may pass
+_DEPTH = 8  # causes of an error to examine
 # by name: these packages are extras
 _NO_CREDENTIALS = {
     "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ConfigNotFound", "ConfigParseError",
@@ -28,27 +28,27 @@ _REMEDIES = {
 
 
 class PermanentError(OSError):
-    """An error of the storage that another attempt would not change."""
+    """Error of the storage that another attempt would not change."""
 
 
 class Refused(OSError):
-    """Nothing can be read there, now or later: another start would meet it again."""
+    """Refusal to read anything there, now or later: another start would meet it again."""
 
     exit_code = USER_MISTAKE  # of the command
 
 
 def remedy(url: str) -> str:
-    """Where a storage takes its credentials from."""
+    """Return a text on how a storage gets its credentials."""
     protocol = url.partition("://")[0]
     protocol = {"gcs": "gs", "https": "http"}.get(protocol, protocol)
     return _REMEDIES.get(protocol, f"see what fsspec wants for {protocol}")
 
 
 def refusal(error: BaseException, url: str, opened: bool) -> OSError | None:
-    """What is raised in place of an error that lasts; None for one that may pass.
+    """Return the error to raise in place of a lasting one; None for one that may pass.
 
-    opened: whether the storage was read before. Then names of hosts and credentials were found once, and their own
-    servers (DNS, those of roles) may be the ones that fail for now."""
+    opened: whether the storage was read before. Then host names and credentials were resolved once, and the failure
+    may be a temporary one of their servers (DNS, those of roles)."""
     words = f"{url}: {type(error).__name__}: {error}"
     for cause in _causes(error):
         status = _of_botocore(cause)
@@ -79,7 +79,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _of_botocore(error: BaseException) -> int | None:
-    """HTTP's status in an answer of S3."""
+    """Return the HTTP status in an answer of S3."""
     answer = getattr(error, "response", None)
     answer = answer.get("ResponseMetadata") if isinstance(answer, dict) else None
     answer = answer.get("HTTPStatusCode") if isinstance(answer, dict) else None

@@ -1,4 +1,4 @@
-"""The headers of tars from outside: what they say is checked before it is believed."""
+"""Headers of tars from outside, checked before their values are used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ZEROS_AT_ONCE = 1 << 16
 _MOST = 1 << 43  # bytes of a member: file systems answer EINVAL to a seek beyond 16 TiB, as a failing disk would
 _HEADER_OF_A_HEADER = 1 << 20  # bytes of a long name or a pax header; a file's name has at most 4,096
 _HEADERS_OF_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, b"L", b"K")
-# what tarfile raises for records that are none: lengths, sparse maps, headers of headers without end
+# raised by tarfile for invalid records: lengths, sparse maps, headers of headers without end
 _BROKEN_RECORDS = (ValueError, LookupError, ArithmeticError, TypeError, RecursionError, MemoryError)
 _PACKED = (
     (b"\x1f\x8b", "gzip", "gunzip"),
@@ -25,11 +25,11 @@ _PACKED = (
 
 
 class BrokenTar(ValueError):
-    """Why a tar does not go on, or end, as a tar should."""
+    """Reason why a tar does not continue, or end, as a tar should."""
 
 
 class _Header(tarfile.TarInfo):
-    """A header of a tar whose sizes can be believed, before bytes are read by them."""
+    """Tar header whose sizes are checked before bytes are read by them."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
@@ -40,7 +40,7 @@ class _Header(tarfile.TarInfo):
 
 
 def size_by_header(block: bytes) -> int | None:
-    """The size of the member behind a header, None where the block is no header."""
+    """Return the size of the member after a header, None where the block is not a header."""
     try:
         return _Header.frombuf(block, "utf-8", "surrogateescape").size
     except tarfile.TarError:
@@ -48,8 +48,8 @@ def size_by_header(block: bytes) -> int | None:
 
 
 def members_of(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar, and of those that were put behind it (`cat a.tar b.tar`); their sizes may be beyond its
-    end. Raises BrokenTar where a header is none or the end is missing; an OSError is the storage's, which may pass."""
+    """Yield the members of a tar, and of those appended to it (`cat a.tar b.tar`); their sizes may exceed its end.
+    Raises BrokenTar where a header is invalid or the end is missing; an OSError is the storage's, which may pass."""
     if other := _another(file):
         raise BrokenTar(other)
     at: int | None = 0
@@ -62,13 +62,13 @@ def members_of(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def _one_tar(file: BinaryIO) -> Generator[tarfile.TarInfo, None, int]:
-    """The members of the tar that begins here; returns where it ends."""
+    """Yield the members of the tar that begins here; return its end."""
     try:
         tar = tarfile.open(fileobj=file, mode="r:", tarinfo=_Header)  # noqa: SIM115 (it holds nothing but `file`)
         before = -1
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-            if not 0 <= member.size < _MOST or tar.offset <= before:  # by a pax record
+            if not 0 <= member.size < _MOST or tar.offset <= before:  # a pax record can set these
                 raise tarfile.ReadError(f"a header says {member.size} bytes")
             before = tar.offset
             yield member
@@ -80,7 +80,7 @@ def _one_tar(file: BinaryIO) -> Generator[tarfile.TarInfo, None, int]:
 
 
 def _another(file: BinaryIO) -> str:
-    """What the file is, where it is no tar but a packed one or what stands in its place; it is left at its start."""
+    """Return what the file is, if packed or other content in place of a tar, else ""; rewind it."""
     start = file.read(START)
     file.seek(0)
     if other := stand_in(start):
@@ -92,7 +92,7 @@ def _another(file: BinaryIO) -> str:
 
 
 def _next_archive(file: BinaryIO, end: int) -> int | None:
-    """Where another tar begins behind the end mark of one, None where only zeros follow."""
+    """Return where another tar begins after the end mark of one, None where only zeros follow."""
     file.seek(end)
     at = end
     while block := file.read(_ZEROS_AT_ONCE):
@@ -103,7 +103,7 @@ def _next_archive(file: BinaryIO, end: int) -> int | None:
 
 
 def _cut(file: BinaryIO, end: int) -> str:
-    """Why the tar does not end as a tar should, "" where it does: tarfile takes a broken header for the end."""
+    """Return why the tar does not end properly, "" where it does: tarfile takes a broken header for the end."""
     file.seek(end)
     block = file.read(BLOCK)
     if len(block) < BLOCK:

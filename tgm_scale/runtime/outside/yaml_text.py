@@ -1,4 +1,4 @@
-"""YAML that people write: safe, bounded, and strict about keys."""
+"""YAML that people write: read safely, bounded, and strict about keys."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import yaml
 
-_MOST = 100_000  # values: a text of ten lines can name its lists in each other to a billion
+_MOST = 100_000  # values: a text of ten lines can expand to a billion by nested references
 
 _MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads `1e-4` as the number it is (YAML 1.1 wants `1.0e-4`) and refuses a key given twice; one
-    beside a merge (`<<`) wins over the merged one, as YAML has it."""
+    """Safe loader that reads `1e-4` as a number (YAML 1.1 requires `1.0e-4`) and refuses a key given twice; a key
+    beside a merge (`<<`) wins over the merged one, as YAML specifies."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -44,7 +44,8 @@ _Loader.add_implicit_resolver(
 
 
 def yaml_of(text: str) -> Any:
-    """What YAML says. Raises ValueError for what is none, for more than 100,000 values, and for a list in itself."""
+    """Return the value of YAML text. Raises ValueError for invalid text, more than 100,000 values, or a list in
+    itself."""
     try:
         tree = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, RecursionError, LookupError, TypeError, AttributeError, OverflowError) as error:
