@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -118,3 +119,13 @@ def test_a_trial_is_cut_off_when_the_time_is_over(tmp_path: Path) -> None:
 def test_a_hang_that_the_run_itself_ends_is_one(tmp_path: Path) -> None:
     found = trial(tmp_path, "import sys; sys.stdout.write('rank 1 waited 50 s at step 4 in clips\\n'); sys.exit(86)")
     assert found == {"outcome": "hung", "why": "rank 1 waited 50 s at step 4 in clips"}
+
+
+def test_a_trial_whose_loss_is_not_finite_is_a_row_with_that_reason(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    rows = [
+        {"step": step, "loss": None if step == 2 else 1.0, "not_finite": ["loss"] * (step == 2)} for step in (1, 2, 3)
+    ]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = trial(tmp_path, "import time; time.sleep(1)")
+    assert found == {"outcome": "failed", "why": "step 2: the loss is not finite"}

@@ -13,7 +13,7 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
-from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runs.metrics import loss_in_words, read_metrics
 from tgm_scale.runtime.processes import unwinding
 from tgm_scale.runtime.progress import ProgressBars, Task
 
@@ -75,7 +75,7 @@ def pretrain(plan: Plan, bars: ProgressBars) -> Figures:
                 rows = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []
                 if rows:
                     last = rows[-1]
-                    task.to(last["step"], f"loss {last['loss']:.3f}, {last['clips_per_second']:.0f} clips/s")
+                    task.to(last["step"], f"loss {loss_in_words(last)}, {last['clips_per_second']:.0f} clips/s")
                 if process.poll() is not None:
                     running.pop(process)
                     if process.returncode:

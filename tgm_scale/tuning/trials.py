@@ -22,7 +22,7 @@ from tgm_scale import config as configuration
 from tgm_scale.assembly.run_plan import plan_pretraining
 from tgm_scale.config import Config
 from tgm_scale.planning.footprint import LOWEST_STAGE, OFFLOADS, SECTIONS, Footprint, footprint
-from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runs.metrics import loss_in_words, read_metrics
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.outside.json_text import json_object
@@ -233,6 +233,8 @@ class Trial:
         if self._rows() < self.steps:
             return failure(codes, self._log())
         rows = read_metrics(self.folder / "run")
+        if broken := [row for row in rows[: self.steps] if row["loss"] is None]:
+            return {"outcome": "failed", "why": f"step {broken[0]['step']}: the loss is {loss_in_words(broken[0])}"}
         timed = rows[self.warm : self.steps]
         figures = {
             "clips_per_second": median(row["clips_per_second"] for row in timed),
