@@ -32,7 +32,7 @@ def test_the_curve_is_that_of_stage_0(curves: dict[str, list[float]], case: str)
 
 @pytest.mark.parametrize(("stage", "precision"), AVERAGED)
 def test_the_average_is_of_the_fp32_weights(curves: dict[str, list[float]], stage: int, precision: str) -> None:
-    assert curves[f"average, stage {stage}, {precision}"][0] < 1e-7
+    assert curves[f"average, stage {stage}, {precision}"][0] < 3e-7
 
 
 @pytest.mark.parametrize(("case", "tolerance"), [("0, fp32", 1e-5), ("3, fp32", 1e-4), ("1, bf16", 3e-2)])

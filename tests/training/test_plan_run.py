@@ -158,7 +158,7 @@ def test_more_gpus_are_less_efficient_and_what_is_short_is_named(tmp_path: Path)
     assert efficiency == sorted(efficiency, reverse=True) and "network" in rows[-1]["short"]
     assert main([*arguments, "--scale", "4096", "--clips-per-gpu", "32"]) == 0
     [row] = json.loads(file.read_text())["rows"]
-    assert row["contrast"] == 22 * (4096 * 32) ** 2 and "contrast" in row["short"]
+    assert row["contrast"] == 24 * (4096 * 32) ** 2 and "contrast" in row["short"]
 
 
 @pytest.mark.parametrize(

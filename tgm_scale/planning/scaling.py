@@ -19,7 +19,7 @@ _CORES, _SHARED = 12, 100e9  # of a GPU; bytes a second of the whole storage
 FORMULAS = (
     "batch: the configuration's, in whole clips of each GPU and whole groups of the contrast; step: 2 x passes x "
     "multiply-accumulates x batch / GPUs / rate, towers, and the network that is waited for",
-    "efficiency: arithmetic / step; contrast: batch x (2 x 512 x 4 + 24) bytes gathered by each GPU, and 22 bytes a "
+    "efficiency: arithmetic / step; contrast: batch x (2 x 512 x 4 + 24) bytes gathered by each GPU, and 24 bytes a "
     "pair of a clip and a caption of its group (sigmoid: 36), of all clips that a pass has, or of two passes of the "
     "batch",
     f"loading: clips/s / repeats / {CLIPS_A_CORE} clips/s of a core, {_CORES} cores a GPU assumed; storage: "
