@@ -66,7 +66,8 @@ def test_probes_of_actions_give_them(label: str, method: str, figures: int) -> N
     def fit(train: Clips, labels_N: torch.Tensor, test: Clips) -> run.Scored:
         return run.Scored(probe.probe(train.features[0], labels_N, test.features[0]).scores_MC, {})
 
-    assert len(run._verb_and_noun(config, method, fit, clips, clips)) == figures
+    of = run.Method(method, "mean", fit, lambda encoder, labels: None, is_probe="probe" in method)
+    assert len(run._verb_and_noun(config, of, clips, clips)) == figures
 
 
 def test_parts_that_cannot_be_judged_leave_the_main_figure(checkpoint: Path, tmp_path: Path) -> None:

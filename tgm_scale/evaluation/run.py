@@ -150,6 +150,7 @@ class _Opened(NamedTuple):
 
     sources: dict[Role, LabelledCorpus]  # train and test
     classes: list[str]
+    lacking: dict[str, int]  # test clips of each class that no training clip has
     notes: list[str]
     metadata: dict[str, Any]
 
@@ -167,6 +168,7 @@ def _open(at: Session) -> _Opened:
     config = at.config
     sources = {role: open_split(config.data, role, config.run.seed) for role in PARTS}
     classes = ordered(sources["train"].labels.values(), config.data.classes)
+    lacking = untrained_classes(sources["train"].sample_labels, sources["test"].sample_labels)
     metadata = report_data(at, sources)
     notes = written_notes(classes, sources["train"], sources["test"])
     if at.process.is_main:
@@ -174,7 +176,7 @@ def _open(at: Session) -> _Opened:
         short = short_note([sources["test"].corpus], views.frames, views.stride, views.sampling, config.data.workers)
         notes += filter(None, [short])
         print("".join(f"warning: {note}\n" for note in notes), end="", flush=True)
-    return _Opened(sources, classes, notes, metadata)
+    return _Opened(sources, classes, lacking, notes, metadata)
 
 
 def _measure_baselines(
@@ -193,11 +195,10 @@ def _score(
     config, classes = at.config, data.classes
     truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))
     scored = method.fit(train, labels_N, test)
-    lacking = untrained_classes(data.train.sample_labels, data.test.sample_labels)
     facts = {
         "classes": len(classes),
         "training clips": len(train.labels),
-        **results.optional_note(untrained_note(lacking, len(test.labels)), *data.notes),
+        **results.optional_note(untrained_note(data.lacking, len(test.labels)), *data.notes),
         **results.baselines(scored.scores_MC, truth_M, test, train.labels),
         **results.cautions(scored.scores_MC, classes),
         "features": _POOLINGS[method.pooling],
