@@ -8,7 +8,10 @@ import sys
 import pytest
 from launch import environment
 
-from tgm_scale.assembly.objective import _PAIR_BYTES
+from tgm_scale.assembly.objective import _PAIR_BYTES, pair_bytes
+from tgm_scale.config.sections import ObjectiveConfig
+from tgm_scale.objectives.sigmoid import Sigmoid
+from tgm_scale.objectives.terms import TERMS
 
 SOURCE = """
 import sys
@@ -34,6 +37,11 @@ def peak(clips):
 before = peak(64)
 print((peak(4000) - before) / 4000**2)
 """
+
+
+def test_a_term_that_is_not_measured_is_planned_as_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TERMS, "mine", type("Mine", (Sigmoid,), {}))
+    assert pair_bytes(ObjectiveConfig(terms={"pixels": 1, "mine": 1})) == max(_PAIR_BYTES.values())
 
 
 @pytest.mark.parametrize("term", _PAIR_BYTES)

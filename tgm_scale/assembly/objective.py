@@ -13,6 +13,7 @@ from tgm_scale.runtime.mistakes import nearest
 
 # peak bytes a pair of the terms with their gradients, measured: tests/objectives/test_pair_memory.py
 _PAIR_BYTES = {"contrast": 24, "sigmoid": 36, "nearest": 24}
+_MOST = max(_PAIR_BYTES.values())  # of a term that is not measured, such as one of your own
 
 
 def weights_of(settings: ObjectiveConfig, masker: Masker) -> dict[str, float]:
@@ -62,7 +63,7 @@ def needs_captions(settings: ObjectiveConfig) -> list[str]:
 def pair_bytes(settings: ObjectiveConfig) -> int:
     """Return the bytes of a coupled term for a pair of a clip and a caption: the logits and the tensors of their
     gradient; terms are computed one after another."""
-    return max((_PAIR_BYTES[name] for name in needs_captions(settings)), default=0)
+    return max((_PAIR_BYTES.get(name, _MOST) for name in needs_captions(settings)), default=0)
 
 
 def decodes(settings: ObjectiveConfig) -> bool:

@@ -121,8 +121,8 @@ class Saver:
         save deletes the rest."""
         old: list[Path] = []
         with suppress(OSError):  # a folder that cannot be listed for now: the next save deletes them
-            old = [folder_of(self.root, step) for step in self.retention.dropped(steps_in(self.root))]
-            old += self.root.glob(f"{_DROPPED}*")
+            old = [*self.root.glob(f"{_DROPPED}*")]  # first: a step that was written again takes the name of its rest
+            old += [folder_of(self.root, step) for step in self.retention.dropped(steps_in(self.root))]
         for folder in old:
             gone = folder.with_name(_DROPPED + folder.name.removeprefix(_DROPPED))
             try:
