@@ -23,7 +23,7 @@ from tgm_scale.objectives.terms import TERMS, column
 from tgm_scale.report.run_figures import GROUPS
 from tgm_scale.report.run_page import open_runs, write_page
 from tgm_scale.report.run_view import look, stretches
-from tgm_scale.runs import events, status
+from tgm_scale.runs import events
 from tgm_scale.runs.run_folder import FAILED
 
 ROOT = Path(__file__).parents[2]
@@ -90,18 +90,6 @@ def test_the_command_to_go_on_is_there_to_copy(tmp_path: Path) -> None:
     assert (
         html.unescape(re.findall("<pre>(.*?)</pre>", page)[0]) == f"tgm-scale pretrain --config '{folder}/config.yaml'"
     )
-
-
-@pytest.mark.parametrize(
-    ("hosts", "told"), [(["n1", "n1"], "torchrun --nproc_per_node 2 -m tgm_scale"), (["n1", "n2"], "")]
-)
-def test_a_command_is_given_for_the_processes_of_one_host(hosts: list[str], told: str, tmp_path: Path) -> None:
-    folder = made_run(tmp_path / "run", [row(1)])
-    for rank, host in enumerate(hosts):
-        (folder / "ranks").mkdir(exist_ok=True)
-        (folder / "ranks" / f"{rank:05d}").write_text(json.dumps({"host": host, "seconds": {}}))
-    found = status.command(folder, status.read_tree(folder), len(hosts), [])
-    assert found.startswith(told) and bool(found) == bool(told)
 
 
 @pytest.mark.parametrize(

@@ -7,27 +7,22 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tgm_scale.objectives.reconstruction import clip_statistics, token_errors
-from tgm_scale.objectives.term import MASKS, PIXELS, TARGETS, ClipTerm, ClipTermInputs, TermSettings
+from tgm_scale.objectives.reconstruction import PixelTerm, token_errors
+from tgm_scale.objectives.term import MASKS, ClipTermInputs
 
 WEIGHT = 1e-4  # AdaMAE's; default of any term that a learned mask brings
 
 
-class LearnedMaskTerm(ClipTerm):
+class LearnedMaskTerm(PixelTerm):
     """Base of the terms that teach a learned mask by the targets' errors of pixels. Its gradient reaches the mask's
     own parameters alone."""
 
-    needs = frozenset({TARGETS, PIXELS, MASKS})
-
-    def __init__(self, settings: TermSettings) -> None:
-        super().__init__(settings)
-        self.by_clip = settings.normalise_by == "clip"
+    needs = PixelTerm.needs | {MASKS}
 
     def errors(self, inputs: ClipTermInputs) -> Tensor:
         """Return the error of each target, as a constant: float32 [B, M]."""
         assert inputs.prediction_BMP is not None and inputs.patches_BMP is not None
-        statistics = clip_statistics(inputs.video_BCTHW) if self.by_clip else None
-        return token_errors(inputs.prediction_BMP.detach(), inputs.patches_BMP, statistics)
+        return token_errors(inputs.prediction_BMP.detach(), inputs.patches_BMP, self.statistics(inputs))
 
 
 class Policy(LearnedMaskTerm):

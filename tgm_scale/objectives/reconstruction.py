@@ -76,17 +76,25 @@ def _squares(prediction_BMP: Tensor, patches_BMP: Tensor, statistics: Statistics
     return (prediction_BMP.float() - normalised_targets(patches_BMP, statistics)).square()
 
 
-class Pixels(ClipTerm):
-    """The term `pixels`: the decoder's own head predicts the targets' pixels."""
+class PixelTerm(ClipTerm):
+    """Base of the terms that compare the decoder's predictions with the targets' normalised pixels."""
 
     needs = frozenset({TARGETS, PIXELS})
-    column = "loss_reconstruction"
 
     def __init__(self, settings: TermSettings) -> None:
         super().__init__(settings)
         self.by_clip = settings.normalise_by == "clip"
 
+    def statistics(self, inputs: ClipTermInputs) -> Statistics | None:
+        """Return the statistics that pixels are normalised by; None: those of each patch."""
+        return clip_statistics(inputs.video_BCTHW) if self.by_clip else None
+
+
+class Pixels(PixelTerm):
+    """The term `pixels`: the decoder's own head predicts the targets' pixels."""
+
+    column = "loss_reconstruction"
+
     def forward(self, inputs: ClipTermInputs) -> Tensor:
         assert inputs.prediction_BMP is not None and inputs.patches_BMP is not None
-        statistics = clip_statistics(inputs.video_BCTHW) if self.by_clip else None
-        return reconstruction_error(inputs.prediction_BMP, inputs.patches_BMP, statistics)
+        return reconstruction_error(inputs.prediction_BMP, inputs.patches_BMP, self.statistics(inputs))
