@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from loading import clip_loader
@@ -102,6 +103,17 @@ def test_what_was_left_out_is_said_and_stops_it(
     said = capsys.readouterr().out
     assert f"(all named in {output / 'left_out.jsonl'}):\n    shard_unreadable: 1 (00001: " in said
     assert '"reason": "shard_unreadable"' in (output / "left_out.jsonl").read_text()
+
+
+def test_captions_beyond_the_towers_tokens_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here they are read: a run with guidance.cached and no contrast has no text tower that could tell."""
+    video = encode_video(np.zeros((4, 48, 48, 3), np.uint8), fps=20, crf=0)
+    with ShardWriter(tmp_path / "plain", clips_per_shard=2) as writer:
+        for number, caption in enumerate(("a red square", "a red square moving " * 60)):
+            writer.write(f"clip{number}", {"mp4": video, "json": {"captions": [caption]}})
+    assert run("--shards", tmp_path / "plain", "--towers", "small", "--output", tmp_path / "scored") == 0
+    said = capsys.readouterr().out
+    assert "warning: 1 of 2 captions looked at have more tokens than the text tower takes" in said
 
 
 def test_the_packaged_towers_are_taken_and_the_way_on_is_said(

@@ -10,10 +10,12 @@ import torch
 
 from tgm_scale.data.building import rewriting
 from tgm_scale.data.building.annotations import captions_of
+from tgm_scale.data.shards.inventory import captions_of_some
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.data.video.decode import DecodeError, Video
+from tgm_scale.evaluation.first_look import caption_notes
 from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
 from tgm_scale.guidance.maps import Relevance
 from tgm_scale.guidance.towers import check_folder, load_image_tower, load_text_tower, tower_folder
@@ -36,6 +38,8 @@ def cache(options: argparse.Namespace) -> int:
     rewriting.report_input(options, corpus)
     with command.reported_as("guidance.", "--"):
         scorer = _Scorer(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    some = [caption for captions in captions_of_some(corpus).values() for caption in captions]
+    print("".join(f"warning: {note}\n" for note in caption_notes(some, scorer.text)), end="", flush=True)
 
     def copy(shard: int, row: int, writer: ShardWriter) -> str:
         """Copy a sample, with its maps in place of earlier ones. Return the outcome, a fixed phrase to count."""
