@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from tgm_scale.config.sections import GuidanceConfig
-from tgm_scale.runs.bottleneck import Rank, explain, from_metrics, read_ranks, workers_wanted
+from tgm_scale.runs.bottleneck import Rank, explain, from_metrics, read_ranks, recent_shares, workers_wanted
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.watchdog import Watchdog
 
@@ -101,6 +102,17 @@ def test_ranks_tell_where_their_time_goes(tmp_path: Path) -> None:
     assert first.shares["guidance"] < 0.15 and sum(first.shares.values()) == pytest.approx(1)
     assert read_ranks(tmp_path, 1) == [first], "a rank of an earlier, larger start does not count"
     assert read_ranks(tmp_path / "nowhere", 2) == []
+
+
+@pytest.mark.parametrize(("seconds", "share"), [(0.5, 0.6), (6.0, 0.0)])
+def test_a_heartbeat_of_a_part_of_a_step_is_not_what_the_run_did(tmp_path: Path, seconds: float, share: float) -> None:
+    """A run that was killed after its fourth step: its last heartbeat may be of the second."""
+    (tmp_path / "ranks").mkdir()
+    beat = {"host": "n1", "seconds": {"data": 0.0, "guidance": 0.0, "update": seconds}}
+    (tmp_path / "ranks" / "00000").write_text(json.dumps(beat))
+    times = {"step_seconds": 2.0, "data_seconds": 1.2, "guidance_seconds": 0.0, "samples": 8, "skipped_samples": 0}
+    found, steps = recent_shares(tmp_path, 1, [{"step": step, **times} for step in range(1, 5)], [{"step": 0}])
+    assert found[0].shares["data"] == pytest.approx(share) and steps == 3
 
 
 def test_a_pipe_in_the_place_of_a_ranks_file_is_not_waited_for(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tgm_scale.data.access.patience import Wait
 from tgm_scale.runtime.outside.json_text import json_file
 from tgm_scale.runtime.terminal import message
 
+DECAY = 0.98  # per step, of the seconds in heartbeats: they cover about the last 50 steps
 RECENT = 50  # steps for the median speed, and about as many for the ranks' shares of time
 _SHARES = {"data": 0.1, "checkpoint": 0.1, "network": 0.1, "guidance": 0.25}  # above these a remedy pays off
 _LAGGING = 0.1
@@ -68,9 +69,16 @@ def recent_shares(
     whole = [row for row in rows[-RECENT - len(firsts) :] if is_whole(row)]
     steady = [row for row in whole if row["step"] not in firsts][-RECENT:] or whole
     newest = [row for row in steady if not starts or row["step"] > starts[-1]["step"] + 1]
-    if newest and (ranks := read_ranks(root, world_size)):
+    if newest and _covered(root, newest) and (ranks := read_ranks(root, world_size)):
         return ranks, len(newest)
     return from_metrics(steady) if steady else [], len(steady)
+
+
+def _covered(root: Path, rows: list[dict[str, Any]]) -> bool:
+    """Return whether the main rank's heartbeat counts at least half of the time of these steps. The last heartbeat of
+    a young run that was killed may count a part of one step."""
+    counted = sum(read_heartbeat(root / "ranks" / "00000").get("seconds", {}).values())
+    return counted >= sum(row["step_seconds"] * DECAY**age for age, row in enumerate(reversed(rows))) / 2
 
 
 def is_whole(row: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from tgm_scale.data.access import patience
+from tgm_scale.runs.bottleneck import DECAY
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
@@ -29,7 +30,6 @@ _UNHURRIED = PHASES[-2:]
 _BEAT = 5.0  # seconds between heartbeats
 _OPENING = 6 * 3600.0  # seconds until the data is open: shards without an index are read through once, by rank 0
 _LONG_PHASE = 1800.0  # seconds for a checkpoint, for `ASIDE`, and for the first steps of a start, which compile
-_DECAY = 0.98  # per step, of the reported seconds: they cover about the last 50 steps
 _MEDIANS = 10  # times the usual seconds of a step: below that, no hang
 _STEPS = 20  # whose median is the usual seconds of a step
 _NAMED = 8  # ranks at most
@@ -120,7 +120,7 @@ class Watchdog:
         now = time.monotonic()
         self._first = step if self._first is None else self._first
         if step > self._first + 1:  # the first one compiles, and starts the workers
-            decay = _DECAY if phase == PHASES[0] else 1.0
+            decay = DECAY if phase == PHASES[0] else 1.0
             if self._where[1] != ASIDE:
                 self._seconds[self._where[1]] += now - self._where[2]
             self._seconds = {name: decay * seconds for name, seconds in self._seconds.items()}
